@@ -1,0 +1,1 @@
+"""Images in millimetres: `Volume`, geometry arithmetic, readers, writers, phantoms."""
