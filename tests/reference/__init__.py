@@ -1,0 +1,1 @@
+"""Slow, loop-written references of published behaviour, independent of the package's own network code."""
