@@ -1,1 +1,1 @@
-"""preprocessing."""
+"""Orientation, foreground crop, resampling and intensity: applied, recorded, undone."""

@@ -1,0 +1,35 @@
+"""Voxel values as the model expects them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparseg.preprocessing.config import CTIntensity, MRIntensity
+
+
+def map_intensity(array: np.ndarray, settings: CTIntensity | MRIntensity) -> np.ndarray:
+    """Map `[C,H,W,D]` to model values, float32."""
+    if isinstance(settings, CTIntensity):
+        return _clip_and_scale(array, *settings.clip)
+    return np.stack([_standardise(channel) for channel in array])
+
+
+def _clip_and_scale(array: np.ndarray, low: float, high: float) -> np.ndarray:
+    clipped = np.clip(array.astype(np.float32, copy=False), low, high)
+    return ((clipped - np.float32(low)) * np.float32(2 / (high - low)) - 1).astype(np.float32, copy=False)
+
+
+def _standardise(channel: np.ndarray) -> np.ndarray:
+    """Subtract mean and divide by deviation over non-zero voxels; a constant channel becomes zero."""
+    mask = channel != 0
+    values = channel[mask].astype(np.float64)
+    result = np.zeros(channel.shape, np.float32)
+    if values.size:
+        values -= values.mean()
+        deviation = values.std()
+        # Rounding leaves a constant channel a deviation near 1e-16 of its value; dividing by it would blow up
+        # noise.
+        if deviation > 1e-7 * np.abs(channel[mask]).max():
+            values /= deviation
+        result[mask] = values
+    return result
