@@ -30,19 +30,20 @@ def parse_config(kind: type[ConfigT], values: Mapping[str, Any], *, where: objec
         return kind.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        field = ".".join(str(part) for part in first["loc"])
+        # A rule between fields has no field of its own; its message already names the values.
         raise ConfigError(
             _rule_of(first["type"], first["msg"], kind),
-            received=repr(first.get("input")),
+            received=repr(first.get("input")) if field else None,
             remedy="see the configuration reference in docs/reference/configuration.md",
-            where=f"{where}: {field}" if str(where) else field,
+            where=": ".join(part for part in (str(where), field) if part),
         ) from None
 
 
 def _rule_of(error_type: str, message: str, kind: type[Config]) -> str:
     if error_type == "extra_forbidden":
         return f"unknown configuration key (known at the top: {', '.join(kind.model_fields)})"
-    return message[0].lower() + message[1:]
+    return message.removeprefix("Value error, ").removeprefix("Input should be").strip()
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -60,7 +61,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError("the configuration must be a mapping of keys to values", received=values, where=path)
+        raise ConfigError(
+            "the configuration must be a mapping of keys to values", received=values, where=path
+        )
     return values
 
 
@@ -74,7 +77,9 @@ def override(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str,
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:
-            raise ConfigError("an override must read key=value", received=assignment, remedy="e.g. optimizer.lr=1e-3")
+            raise ConfigError(
+                "an override must read key=value", received=assignment, remedy="e.g. optimizer.lr=1e-3"
+            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -99,7 +104,9 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _copy_mapping(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy_mapping(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    return {
+        key: _copy_mapping(value) if isinstance(value, Mapping) else value for key, value in values.items()
+    }
 
 
 def to_yaml(config: Config) -> str:

@@ -2,7 +2,7 @@
 
     SparsegError
     ├── InputError            what the user handed over is not usable (exit code 2)
-    │   ├── VolumeError       an image or label file cannot be trusted (unreadable, truncated, not finite, ...)
+    │   ├── VolumeError       an image or label file cannot be trusted (truncated, not finite, ...)
     │   ├── GeometryError     grids, orientations or spacings that are missing, contradictory or do not match
     │   ├── LabelError        label ids or names that are not what the model or dataset declares
     │   ├── DatasetError      a dataset folder or its description is not usable

@@ -1,7 +1,8 @@
 """Shape legend of the whole package, and the arithmetic that goes with it.
 
 B batch · C input channels · K classes (background included) · H W D voxel axes · h w d token grid ·
-L = h·w·d patch tokens of a full grid · n tokens present at a stage · E embedding width · p patch edge in voxels.
+L = h·w·d patch tokens of a full grid · n tokens present at a stage · E embedding width · p patch edge in
+voxels.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def as_triple(value: int | Sequence[int], *, name: str) -> Triple:
     values = (value,) * 3 if isinstance(value, int) else tuple(int(v) for v in value)
     if len(values) != 3 or any(v < 1 for v in values):
         raise ShapeError(
-            f"{name} must be one or three positive integers", received=value, remedy=f"set {name} like 96 or 96,96,64"
+            f"{name} must be one or three positive integers",
+            received=value,
+            remedy=f"set {name} like 96 or 96,96,64",
         )
     return (values[0], values[1], values[2])
 

@@ -1,1 +1,1 @@
-"""layers."""
+"""Plain network parts: attention, transformer block, 3-D position embedding."""

@@ -1,1 +1,4 @@
-"""models."""
+"""The networks: sparse encoder, token assembler and UNETR decoder put together; presets.
+
+Construction by name.
+"""

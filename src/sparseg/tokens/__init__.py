@@ -1,1 +1,1 @@
-"""tokens."""
+"""The method, one file per word of the paper: embed, score, select, prune, assemble."""

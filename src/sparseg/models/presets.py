@@ -1,0 +1,66 @@
+"""Sizes of the named models. Nowhere else in the package is a model's size written down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparseg.errors import ConfigError
+from sparseg.models.config import PUBLISHED_OPTIONS
+
+_TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
+_SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
+_BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # For tests: runs in milliseconds, has every part of the method.
+    "test_tiny": {
+        "num_classes": 3,
+        "roi_size": (16, 16, 16),
+        "patch_size": 4,
+        "embed_dim": 24,
+        "depth": 4,
+        "num_heads": 2,
+        "feature_size": 4,
+        "pruning_stages": (1, 2, 3),
+        "keep_ratio": 0.5,
+    },
+    "vit_tiny_p8": {**_TINY, "patch_size": 8, "keep_ratio": 0.25},
+    "vit_small_p8": {**_SMALL, "patch_size": 8, "keep_ratio": 0.25},
+    "vit_base_p8": {**_BASE, "patch_size": 8, "keep_ratio": 0.25},
+    "vit_base_p16": {**_BASE, "patch_size": 16, "pruning_stages": ()},
+    # The paper's settings (table in its section 4): 14 classes of abdominal CT; three tumour regions in
+    # 4-channel MR.
+    "btcv": {
+        **_BASE,
+        **PUBLISHED_OPTIONS,
+        "num_classes": 14,
+        "patch_size": 8,
+        "keep_ratio": 0.1,
+        "drop_path": 0.1,
+    },
+    "brats": {
+        **_BASE,
+        **PUBLISHED_OPTIONS,
+        "in_channels": 4,
+        "num_classes": 3,
+        "roi_size": (128, 128, 128),
+        "patch_size": 8,
+        "keep_ratio": 0.25,
+    },
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """Return the settings of a named model, to be given to `SparseUNETR`.
+
+    Raises:
+        ConfigError: unknown name; the message lists the known ones.
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f"a preset must be one of {', '.join(PRESETS)}",
+            received=repr(name),
+            remedy="choose one",
+            where="preset",
+        )
+    return dict(PRESETS[name])

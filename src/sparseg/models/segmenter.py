@@ -1,0 +1,173 @@
+"""`SparseUNETR`: sparse encoding, token completion, dense decoding.
+
+Without pruning stages it is a dense UNETR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+from torch import Tensor, nn
+
+from sparseg.config import parse_config
+from sparseg.errors import ShapeError
+from sparseg.models.config import SegmenterConfig
+from sparseg.models.decoder import UNETRDecoder
+from sparseg.models.encoder import EncoderOutput, SparseEncoder, grid_map
+from sparseg.shapes import Triple, num_tokens, token_grid
+from sparseg.tokens.assemble import TokenAssembler
+from sparseg.tokens.stages import StageTokens
+
+
+class SegmenterOutput(NamedTuple):
+    """Logits `[B, K, H, W, D]` and the token groups they came from (pruned in stage order.
+
+    Survivors last).
+    """
+
+    logits: Tensor
+    stages: list[StageTokens]
+
+
+class SparseUNETR(nn.Module):
+    """Segmentation network with token sparsification (Zhou et al., IPMI 2023).
+
+    With `pruning_stages=()` it is the dense model of the same size: no scores, no assembler, per-depth skips.
+
+    Args:
+        in_channels: Image channels C.
+        num_classes: K, background included.
+        roi_size: Window the position embedding is made for, in voxels (H, W, D). Other windows work as long
+            as every edge is a multiple of the patch edge; the embedding is then resized.
+        patch_size: Patch edge(s) in voxels: 4, 8, 16, or per axis such as (8, 8, 4).
+        embed_dim: Token width E.
+        depth: Number of transformer blocks.
+        num_heads: Attention heads.
+        feature_size: Width of the decoder's finest level.
+        pruning_stages: Zero-based blocks *before* which tokens are pruned.
+        keep_ratio: Share of the tokens entering a stage that leave it, one for all stages or one per stage.
+        **options: Further fields of `SegmenterConfig` (`num_keep`, `mlp_ratio`, `drop_path`, `skips`, ...).
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+        ShapeError: `roi_size` is not a multiple of the patch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 14,
+        roi_size: int | Sequence[int] = (96, 96, 96),
+        patch_size: int | Sequence[int] = 8,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        feature_size: int = 16,
+        pruning_stages: Sequence[int] = (3, 6, 9),
+        keep_ratio: float | Sequence[float] = 0.1,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        config = parse_config(
+            SegmenterConfig,
+            {
+                "in_channels": in_channels,
+                "num_classes": num_classes,
+                "roi_size": roi_size,
+                "patch_size": patch_size,
+                "embed_dim": embed_dim,
+                "depth": depth,
+                "num_heads": num_heads,
+                "feature_size": feature_size,
+                "pruning_stages": tuple(pruning_stages),
+                "keep_ratio": keep_ratio if isinstance(keep_ratio, int | float) else tuple(keep_ratio),
+                **options,
+            },
+            where="SparseUNETR",
+        )
+        self.config = config
+        self.encoder = SparseEncoder(config)
+        self.assembler = _make_assembler(config) if config.pruning_stages else None
+        self.decoder = UNETRDecoder(
+            config.in_channels,
+            config.num_classes,
+            config.embed_dim,
+            feature_size=config.feature_size,
+            patch_size=config.patch_size,
+        )
+        _init_weights(self)
+
+    def token_counts(self, size: Sequence[int] | None = None) -> list[int]:
+        """Patch tokens at the start and after each pruning stage, for a window of `size` voxels (default.
+
+        The roi).
+        """
+        grid = token_grid(self.config.roi_size if size is None else size, self.config.patch_size)
+        return self.encoder.token_counts(num_tokens(grid))
+
+    @overload
+    def forward(self, image: Tensor, return_stages: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, image: Tensor, return_stages: Literal[True]) -> SegmenterOutput: ...
+    def forward(self, image: Tensor, return_stages: bool = False) -> Tensor | SegmenterOutput:
+        """Segment a batch of windows.
+
+        Args:
+            image: `[B, C, H, W, D]`, prepared as the model was trained.
+            return_stages: Also return the token groups.
+
+        Returns:
+            Logits `[B, K, H, W, D]`, or `SegmenterOutput(logits, stages)`.
+
+        Raises:
+            ShapeError: wrong channel count, or an edge that is no multiple of the patch edge.
+        """
+        if image.ndim != 5 or image.shape[1] != self.config.in_channels:
+            raise ShapeError(
+                f"the network takes [B, {self.config.in_channels}, H, W, D]",
+                received=tuple(image.shape),
+                remedy="give as many channels as the model was built for",
+            )
+        grid = token_grid(image.shape[2:], self.config.patch_size)
+        encoded = self.encoder(image)
+        final, skips = self.complete(encoded, grid)
+        logits = self.decoder(image, [grid_map(skip, grid) for skip in skips], grid_map(final, grid))
+        return SegmenterOutput(logits, encoded.stages) if return_stages else logits
+
+    def complete(self, encoded: EncoderOutput, grid: Triple) -> tuple[Tensor, list[Tensor]]:
+        """Token completion: encoder output -> final grid and three skip grids, each `[B, L, E]`."""
+        survivors, class_token = self.encoder.normed_survivors(encoded)
+        if self.assembler is None:
+            final = survivors.tokens
+        else:
+            final = self.assembler([*encoded.stages[:-1], survivors], class_token, grid)
+        return final, encoded.skips or [final] * 3
+
+
+def _make_assembler(config: SegmenterConfig) -> TokenAssembler:
+    return TokenAssembler(
+        config.embed_dim,
+        config.grid,
+        num_pruned_groups=len(config.pruning_stages),
+        assembly_dim=config.assembly_width,
+        assembly_depth=config.assembly_depth,
+        num_heads=config.assembly_heads,
+        mlp_ratio=config.mlp_ratio,
+        norm_eps=config.norm_eps,
+    )
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Truncated normal (0.02) for all Linear layers, zero biases, as ViT does.
+
+    Convolutions keep torch's default.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for name, parameter in module.named_parameters():
+        if name.endswith("cls_token"):
+            nn.init.trunc_normal_(parameter, std=0.02)

@@ -1,0 +1,95 @@
+"""Pruning: split the tokens present into those that go on and those that leave.
+
+Both with their grid positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sparseg.tokens.score import ScorePredictor, ScoreTransform, transform_scores
+from sparseg.tokens.select import SoftTopK, gumbel_noise, hard_topk, straight_through_mask
+from sparseg.tokens.stages import StageTokens
+
+
+def gather_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Take `positions` [B, m] out of `tokens` [B, n, E] -> [B, m, E]."""
+    return tokens.gather(1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def prune_tokens(
+    present: StageTokens, scores: Tensor, k: int, mask: Tensor | None = None
+) -> tuple[StageTokens, StageTokens]:
+    """Split `present` by score.
+
+    Values never change: kept tokens are multiplied by the straight-through mask (value 1), pruned ones get
+    one minus the mask (value 1) as their `gate`, so that gradients reach the scores through both branches.
+
+    Args:
+        present: The tokens of this stage.
+        scores: `[B, n]`; where a mask is given, the noisy scores it was made from.
+        k: Number kept.
+        mask: Straight-through mask `[B, n]`, or None at evaluation.
+
+    Returns:
+        (kept, pruned), each in ascending grid order; their indices partition those of `present`.
+    """
+    kept, pruned = hard_topk(scores, k)
+    kept_tokens = gather_tokens(present.tokens, kept)
+    gate = None
+    if mask is not None:
+        kept_tokens = kept_tokens * mask.gather(1, kept).unsqueeze(-1).to(kept_tokens.dtype)
+        gate = 1.0 - mask.gather(1, pruned)
+    return (
+        StageTokens(kept_tokens, present.indices.gather(1, kept)),
+        StageTokens(gather_tokens(present.tokens, pruned), present.indices.gather(1, pruned), gate),
+    )
+
+
+class TokenPruning(nn.Module):
+    """One pruning stage (STP): score, select, prune.
+
+    Args:
+        dim: Token width E.
+        score_transform: Scale of the scores, see `transform_scores`.
+        soft_topk: Relaxation used for the gradient while training.
+        temperature: tau of the relaxation.
+        noise_scale: Factor on the Gumbel noise added while training; 0 selects as evaluation does.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        score_transform: ScoreTransform = "standardize",
+        soft_topk: SoftTopK = "budget_exact",
+        temperature: float = 0.5,
+        noise_scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.predictor = ScorePredictor(dim)
+        self.score_transform: ScoreTransform = score_transform
+        self.soft_topk: SoftTopK = soft_topk
+        self.temperature = temperature
+        self.noise_scale = noise_scale
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        """[B, n, E] -> [B, n], without noise."""
+        return transform_scores(self.predictor(tokens), self.score_transform)
+
+    def forward(self, present: StageTokens, k: int) -> tuple[StageTokens, StageTokens]:
+        """Split `present` (no class token) into k kept and n - k pruned tokens."""
+        scores = self.scores(present.tokens)
+        if not self.training:
+            return prune_tokens(present, scores, k)
+        if self.noise_scale > 0:
+            scores = scores + self.noise_scale * gumbel_noise(scores)
+        mask = straight_through_mask(scores, k, soft_topk=self.soft_topk, temperature=self.temperature)
+        return prune_tokens(present, scores, k, mask)
+
+
+def full_grid(tokens: Tensor) -> StageTokens:
+    """All L tokens of a grid, `[B, L, E]`, as one group."""
+    batch, length, _ = tokens.shape
+    return StageTokens(tokens, torch.arange(length, device=tokens.device).expand(batch, length))
