@@ -1,0 +1,101 @@
+"""One entry for every supported kind of image, by file suffix or folder."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from sparseg.errors import VolumeError
+from sparseg.volumes.dicom import is_dicom_folder, read_dicom_series
+from sparseg.volumes.nifti import read_nifti
+from sparseg.volumes.volume import Volume
+
+__all__ = ["SUFFIXES", "case_name", "is_dicom_folder", "read_labels", "read_volume"]
+
+SUFFIXES = (".nii.gz", ".nii")
+_MAX_NAME = 100
+_MAX_BYTES = 200
+
+
+def read_volume(path: Path | str, **options: Any) -> Volume:
+    """Read an image: a .nii or .nii.gz file, or a folder with one DICOM series.
+
+    Args:
+        path: File or folder.
+        options: Keywords of `read_nifti` for a file, of `read_dicom_series` for a folder.
+
+    Returns:
+        `[C, H, W, D]` float32 with its affine.
+
+    Raises:
+        VolumeError: missing, of an unsupported kind, or not readable.
+        GeometryError: orientation or spacing missing, contradictory or not usable.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_dicom_series(path, **options)
+    if path.name.lower().endswith(SUFFIXES):
+        return read_nifti(path, **options)
+    if not path.exists():
+        raise VolumeError(
+            "the image must exist",
+            received="no such file or folder",
+            remedy="check the path",
+            where=path,
+            code="file-missing",
+        )
+    raise VolumeError(
+        "an image must be a .nii or .nii.gz file or a folder with one DICOM series",
+        received=f"a file ending in {path.suffix or 'nothing'}",
+        remedy=_remedy(path.suffix.lower()),
+        where=path,
+        code="unsupported-format",
+    )
+
+
+def _remedy(suffix: str) -> str:
+    if suffix in {".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"}:
+        return "unpack the archive first"
+    if suffix in {".dcm", ".ima", ""}:
+        return "for DICOM give the folder that holds the series"
+    return "convert it to .nii.gz"
+
+
+def read_labels(path: Path | str, **options: Any) -> Volume:
+    """Read a label map `[1, H, W, D]` int32 from a .nii or .nii.gz file; ids are exact.
+
+    Raises:
+        VolumeError: missing, not NIfTI, or not readable.
+        LabelError: ids that are negative, fractional or not finite.
+        GeometryError: orientation or spacing missing, contradictory or not usable.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise VolumeError(
+            "labels must be a .nii or .nii.gz file",
+            received="a folder",
+            remedy="convert the segmentation to .nii.gz",
+            where=path,
+            code="unsupported-format",
+        )
+    return read_nifti(path, kind="label", **options)
+
+
+def case_name(path: Path | str) -> str:
+    """Return a safe name for outputs of this input: no suffix, separators or leading dash or dot.
+
+    Letters of any script stay, everything else but `._-` and spaces becomes an underscore; at most 100
+    characters and 200 bytes, so that suffixes fit the usual limit of 255.
+    """
+    name = Path(path).name or Path(path).resolve().name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            break
+    name = unicodedata.normalize("NFC", name)
+    name = re.sub(r"[^\w. -]", "_", name).strip()
+    name = re.sub(r"^[-. ]+", "", name)[:_MAX_NAME]
+    name = name.encode()[:_MAX_BYTES].decode(errors="ignore").rstrip(". ")
+    return name or "case"

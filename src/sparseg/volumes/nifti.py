@@ -1,0 +1,148 @@
+"""Strict NIfTI reader: the header is checked first and the stream read to its checksum, then handed on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sparseg.errors import LabelError, VolumeError
+from sparseg.volumes.byte_source import ByteSource
+from sparseg.volumes.nifti_affine import AffineChoice, world_affine
+from sparseg.volumes.nifti_header import NIFTI2_SIZE, NiftiHeader, parse_header
+from sparseg.volumes.volume import Volume
+
+_LOG = logging.getLogger("sparseg")
+_MAX_LABEL = 2**31 - 1
+
+
+def read_nifti(
+    path: Path | str,
+    *,
+    max_voxels: int = 2**31,
+    affine_choice: AffineChoice = "refuse",
+    assume_orientation: str | None = None,
+    nonfinite: float | None = None,
+    kind: Literal["image", "label"] = "image",
+) -> Volume:
+    """Read a .nii or .nii.gz file (NIfTI-1 or -2, single file, either byte order).
+
+    Args:
+        path: The file.
+        max_voxels: Refuse larger images before any memory is taken.
+        affine_choice: Which form to believe where qform, sform and pixdim contradict each other.
+        assume_orientation: Axis codes ("LPS") for a file without any orientation; spacing comes from pixdim.
+        nonfinite: Value that replaces NaN and infinities (counted in the log); by default they are refused.
+        kind: "image" gives float32, scaled as the header says; "label" gives int32 ids, exact.
+
+    Returns:
+        `[C, H, W, D]`, C = 1 for a 3-D file; in memory the first voxel axis runs fastest, as in the file.
+
+    Raises:
+        VolumeError: unreadable, damaged, truncated, not scalar 3-D data, or not finite.
+        GeometryError: orientation or spacing missing, contradictory or sheared.
+        LabelError: a label id that is negative, fractional or not finite.
+    """
+    path = Path(path)
+    where = str(path)
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise VolumeError(
+            "a NIfTI file must end in .nii or .nii.gz",
+            received=path.suffix or "no suffix",
+            remedy="rename or convert it",
+            where=where,
+            code="nifti-suffix",
+        )
+    with ByteSource(path, compressed=path.suffix.lower() == ".gz", where=where) as source:
+        header = read_header(source, where=where, max_voxels=max_voxels)
+        affine = world_affine(
+            header, choice=affine_choice, assume_orientation=assume_orientation, where=where
+        )
+        stored = _read_voxels(source, header)
+    if kind == "label":
+        return Volume(_as_labels(stored, header, where), affine, source=where)
+    return Volume(_as_image(stored, header, nonfinite, where), affine, source=where)
+
+
+def read_header(source: ByteSource, *, where: str, max_voxels: int) -> NiftiHeader:
+    """Read the header and pass on to the first voxel.
+
+    Raises:
+        VolumeError: a bad header, or a file that cannot hold what it declares.
+    """
+    raw = source.read(NIFTI2_SIZE)
+    header = parse_header(raw, where=where, max_voxels=max_voxels)
+    source.require_capacity(header.data_offset + header.num_bytes)
+    source.unread(raw[min(len(raw), header.data_offset) :])
+    source.skip(header.data_offset - min(len(raw), header.data_offset))
+    return header
+
+
+def _read_voxels(source: ByteSource, header: NiftiHeader) -> np.ndarray:
+    """Return the stored numbers `[C, H, W, D]`."""
+    buffer = bytearray(header.num_bytes)
+    source.read_into(memoryview(buffer))
+    source.finish()
+    array = np.frombuffer(buffer, dtype=header.dtype).reshape(header.shape, order="F")
+    return np.moveaxis(array, 3, 0) if array.ndim == 4 else array[None]
+
+
+def _scaled(stored: np.ndarray, header: NiftiHeader) -> np.ndarray:
+    if header.slope is None:
+        return stored
+    scaled: np.ndarray = stored.astype(np.float64) * header.slope + header.inter
+    return scaled
+
+
+def _as_image(stored: np.ndarray, header: NiftiHeader, nonfinite: float | None, where: str) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = _scaled(stored, header).astype(np.float32)
+        # One pass without a mask: a float64 sum of float32 values is finite exactly when all of them are.
+        if np.isfinite(array.sum(dtype=np.float64)):
+            return array
+    bad = ~np.isfinite(array)
+    count = int(bad.sum())
+    if nonfinite is None or not np.isfinite(np.float32(nonfinite)):
+        raise VolumeError(
+            "every voxel must be finite in float32",
+            received=f"{count} of {array.size} voxels NaN, infinite or beyond 3.4e38",
+            remedy="repair the image, or give a finite fill value with nonfinite",
+            where=where,
+            code="nifti-nonfinite",
+        )
+    _LOG.warning("%s: %d voxels were not finite and are now %g", where, count, nonfinite)
+    array[bad] = nonfinite
+    return array
+
+
+def _as_labels(stored: np.ndarray, header: NiftiHeader, where: str) -> np.ndarray:
+    if stored.shape[0] != 1:
+        raise VolumeError(
+            "a label map must have three axes",
+            received=f"{stored.shape[0]} channels",
+            remedy="merge the channels into one label map",
+            where=where,
+            code="label-channels",
+        )
+    values = _scaled(stored, header)
+    with np.errstate(invalid="ignore"):
+        bad = (values < 0) | (values > _MAX_LABEL)
+        if values.dtype.kind == "f":
+            bad |= values != np.rint(values)
+    if bad.any():
+        raise LabelError(
+            f"label ids must be whole numbers from 0 to {_MAX_LABEL}",
+            received=_id_counts(values[bad]),
+            remedy="repair the label map",
+            where=where,
+            code="label-ids",
+        )
+    return values.astype(np.int32)
+
+
+def _id_counts(values: np.ndarray) -> str:
+    ids, counts = np.unique(values, return_counts=True)
+    shown = ", ".join(f"{value:g} ({count} voxels)" for value, count in zip(ids[:5], counts[:5], strict=True))
+    return shown if len(ids) <= 5 else f"{shown} and {len(ids) - 5} more"
