@@ -1,1 +1,1 @@
-"""datasets."""
+"""Datasets: descriptions, cases, splits, sample data."""
