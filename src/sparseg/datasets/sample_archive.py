@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 from sparseg.datasets import sample_manifest as manifest
@@ -77,7 +78,7 @@ def read_members(
                     if hashlib.sha256(content).hexdigest() != expected[member.name]:
                         raise _wrong_member(member.name, archive)
                     contents[member.name] = content
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise FetchError(
             "the archive must be readable",
             received=str(error),
