@@ -11,9 +11,8 @@ from sparseg.config import Config
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Millimetres = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 
-CT_FOREGROUND_HU = (
-    -500.0
-)  # half way between air and soft tissue: lung walls and skin stay, air and thin sheets go
+# Half way between air and soft tissue: lung walls and skin stay, air and thin sheets go.
+CT_FOREGROUND_HU = -500.0
 
 
 class CTIntensity(Config):
@@ -59,6 +58,11 @@ class PreprocessConfig(Config):
     foreground_crop: bool = True
     foreground_threshold: Finite | None = None
     margin_mm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+
+    @property
+    def background_value(self) -> float:
+        """Prepared value of what lies outside the patient or the image: air (-1) in CT, 0 in MR."""
+        return -1.0 if isinstance(self.intensity, CTIntensity) else 0.0
 
 
 PAPER_ABDOMEN_CT = PreprocessConfig(spacing=(1.5, 1.5, 2.0), intensity=CTIntensity())

@@ -1,1 +1,1 @@
-"""training."""
+"""Training: sampling, augmentation, losses, optimiser groups, schedule, loop, resume, logs."""

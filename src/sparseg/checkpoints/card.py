@@ -1,0 +1,70 @@
+"""`ModelCard`: everything in `model.json`, enough to run a model on a file and to say where it came from."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from sparseg.config import Config
+from sparseg.models.config import SegmenterConfig
+from sparseg.preprocessing.config import PreprocessConfig
+
+
+class Provenance(Config):
+    """Where a model came from. Holds no case names and no paths, which may identify patients.
+
+    Attributes:
+        dataset: Title of the training dataset.
+        num_training_cases: Cases trained on.
+        steps: Optimiser steps done.
+        seed: Seed of the run.
+        minutes: Wall-clock time of the run.
+        validation_dice: Mean Dice on the validation cases at these weights, if validated.
+        note: Free text: licence, kind of labels, limits.
+        versions: Versions of sparseg, torch and MONAI.
+    """
+
+    dataset: str = ""
+    num_training_cases: int = 0
+    steps: int = 0
+    seed: int = 0
+    minutes: float = 0.0
+    validation_dice: float | None = None
+    note: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class ModelCard(Config):
+    """A trained model without its weights.
+
+    Attributes:
+        format_version: Version of this file's layout.
+        model: Settings of the network.
+        preprocess: How an image becomes its input.
+        channels: Names of the input channels, in order.
+        labels: Id -> name; 0 is the background.
+        regions: Name -> ids of overlapping regions in output order; empty for exclusive classes.
+        provenance: Where the model came from.
+        weights_sha256: Hash of `weights.safetensors`, hexadecimal.
+    """
+
+    format_version: Literal[1] = 1
+    model: SegmenterConfig
+    preprocess: PreprocessConfig
+    channels: tuple[str, ...] = Field(min_length=1)
+    labels: dict[int, str]
+    regions: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    provenance: Provenance = Provenance()
+    weights_sha256: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        outputs = len(self.regions) or len(self.labels)
+        if outputs != self.model.num_classes:
+            raise ValueError(f"the network has {self.model.num_classes} outputs, the labels need {outputs}")
+        if len(self.channels) != self.model.in_channels:
+            raise ValueError(
+                f"the network has {self.model.in_channels} channels, {len(self.channels)} are named"
+            )
+        return self

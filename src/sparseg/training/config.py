@@ -1,0 +1,104 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from sparseg.config import Config
+from sparseg.preprocessing.config import PreprocessConfig
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Axes = tuple[Probability, Probability, Probability]
+
+
+class AugmentConfig(Config):
+    """Random changes to each training crop; probabilities are per crop.
+
+    Attributes:
+        flip: Probability per axis (right-left, anterior-posterior, superior-inferior). Right-left flips swap
+            paired organs' labels' meaning; set the first to 0 where left and right are different classes.
+        rot90: Probability of a quarter turn in the axial plane (square crops only).
+        affine: Probability of rotation, scaling and shift.
+        rotate_deg: Largest rotation about each axis, in degrees.
+        scale: Largest relative change of size, e.g. 0.2 for 0.8 to 1.2.
+        elastic: Probability that the affine step also deforms elastically.
+        elastic_sigma_vox: Smoothness of the deformation, in voxels.
+        elastic_magnitude_vox: Largest deformation before smoothing, in voxels.
+        intensity_scale: Relative change of intensity, as (probability, factor).
+        intensity_shift: Shift of intensity, as (probability, offset in model units).
+        contrast: Gamma, as (probability, largest log2 gamma).
+        noise: Gaussian noise, as (probability, standard deviation in model units).
+        blur: Gaussian smoothing, as (probability, largest sigma in voxels).
+        thin_slab: Probability that only a slab of the crop along the last axis is kept, the rest being
+            padding, as in a scan of few slices.
+    """
+
+    flip: Axes = (0.2, 0.2, 0.2)
+    rot90: Probability = 0.2
+    affine: Probability = 0.3
+    rotate_deg: float = Field(default=15.0, ge=0, le=180)
+    scale: float = Field(default=0.2, ge=0, lt=1)
+    elastic: Probability = 0.0
+    elastic_sigma_vox: float = Field(default=6.0, gt=0)
+    elastic_magnitude_vox: float = Field(default=60.0, ge=0)
+    intensity_scale: tuple[Probability, float] = (0.1, 0.1)
+    intensity_shift: tuple[Probability, float] = (0.1, 0.1)
+    contrast: tuple[Probability, float] = (0.1, 0.5)
+    noise: tuple[Probability, float] = (0.1, 0.05)
+    blur: tuple[Probability, float] = (0.1, 1.0)
+    thin_slab: Probability = 0.0
+
+
+class OptimizerConfig(Config):
+    """AdamW with layer-wise learning-rate decay in the encoder.
+
+    Linear warm-up and a cosine to `min_lr_share`.
+    """
+
+    lr: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.05, ge=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    warmup_steps: int = Field(default=50, ge=0)
+    min_lr_share: float = Field(default=0.01, ge=0, le=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+
+
+class TrainConfig(Config):
+    """Everything a run depends on besides the data.
+
+    Attributes:
+        preset: Named model.
+        model: Overrides of the preset; `in_channels` and `num_classes` always follow the dataset.
+        preprocess: None takes the modality's intensity mapping and the median spacing of the training cases.
+        batch_size: Crops per step and process.
+        positive_share: Share of the crops centred on a labelled voxel (classes equally likely).
+        max_steps: Optimiser steps of the whole schedule.
+        max_minutes: Wall-clock limit; the schedule is compressed to end with it.
+        validate_every: Steps between validations.
+        val_share: Share of the labelled cases held out for validation.
+        overlap: Overlap of validation windows.
+        precision: fp32, or bf16/fp16 autocast on a device that has it.
+        weights_dtype: Type of the stored weights of the best and last model.
+        provenance: What the model card should say about the data (free text).
+    """
+
+    preset: str = "vit_tiny_p8"
+    model: dict[str, Any] = Field(default_factory=dict)
+    preprocess: PreprocessConfig | None = None
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch_size: int = Field(default=2, ge=1)
+    positive_share: Probability = 0.5
+    max_steps: int = Field(default=1000, ge=1)
+    max_minutes: float | None = Field(default=None, gt=0)
+    validate_every: int = Field(default=200, ge=1)
+    val_share: float = Field(default=0.2, gt=0, lt=1)
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    num_workers: int = Field(default=0, ge=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    weights_dtype: Literal["float32", "float16"] = "float32"
+    seed: int = Field(default=0, ge=0)
+    provenance: str = ""

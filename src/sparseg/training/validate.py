@@ -1,0 +1,63 @@
+"""Validation: whole prepared volumes through the sliding window, Dice per class on the model grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from sparseg.datasets.label_table import region_masks
+from sparseg.models.segmenter import SparseUNETR
+from sparseg.training.sampling import TrainingCase
+from sparseg.windows.sliding import sliding_window
+
+
+def validate(
+    net: SparseUNETR,
+    cases: Sequence[TrainingCase],
+    *,
+    regions: Mapping[str, tuple[int, ...]],
+    overlap: float,
+    pad_value: float,
+    device: torch.device | str,
+) -> list[float]:
+    """Dice of each output (classes without background, or regions), averaged over the cases where it is
+    defined.
+
+    Returns:
+        One number per output; NaN where no case has the structure in either prediction or reference.
+    """
+    was_training = net.training
+    net.eval()
+    rows = []
+    with torch.inference_mode():
+        for case in cases:
+            logits = sliding_window(
+                torch.from_numpy(case.image),
+                net,
+                net.config.roi_size,
+                overlap=overlap,
+                pad_value=pad_value,
+                device=device,
+            )
+            rows.append(_dice(logits, case.label, regions))
+    net.train(was_training)
+    table = np.array(rows, dtype=np.float64)
+    counts = np.sum(~np.isnan(table), axis=0)
+    sums = np.nansum(table, axis=0)
+    return [float(s / n) if n else float("nan") for s, n in zip(sums, counts, strict=True)]
+
+
+def _dice(logits: torch.Tensor, label: np.ndarray, regions: Mapping[str, tuple[int, ...]]) -> list[float]:
+    if regions:
+        predicted = (logits > 0).numpy()
+        reference = region_masks(label, regions).astype(bool)
+        return [_mask_dice(p, r) for p, r in zip(predicted, reference, strict=True)]
+    classes = logits.argmax(dim=0).numpy()
+    return [_mask_dice(classes == value, label == value) for value in range(1, logits.shape[0])]
+
+
+def _mask_dice(predicted: np.ndarray, reference: np.ndarray) -> float:
+    total = int(predicted.sum()) + int(reference.sum())
+    return 2 * int((predicted & reference).sum()) / total if total else float("nan")
