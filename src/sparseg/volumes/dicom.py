@@ -9,23 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from sparseg.errors import VolumeError
-from sparseg.volumes.dicom_header import (
-    SliceHeader,
-    dicom_files,
-    looks_like_dicom,
-    read_slice_headers,
-)
+from sparseg.volumes.dicom_folder import dicom_files
+from sparseg.volumes.dicom_header import SliceHeader, read_slice_headers
 from sparseg.volumes.dicom_pixels import read_stored_pixels
 from sparseg.volumes.dicom_stack import stack_slices
 from sparseg.volumes.volume import Volume
 
 _LOG = logging.getLogger("sparseg")
-
-
-def is_dicom_folder(path: Path | str) -> bool:
-    """Tell whether `path` is a folder that directly holds at least one DICOM file."""
-    path = Path(path)
-    return path.is_dir() and any(looks_like_dicom(item) for item in path.iterdir() if item.is_file())
 
 
 def read_dicom_series(

@@ -35,25 +35,6 @@ DICOM_FAULTS = (
 )
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 _NO_IMAGE = {"SR", "PR", "KO", "REG", "RTSTRUCT", "RTPLAN", "RTRECORD", "PLAN", "DOC", "FID", "SEG"}
-_OTHER_SUFFIXES = {
-    *(".txt", ".json", ".xml", ".csv", ".tsv", ".md", ".html", ".htm", ".log", ".ini", ".yaml", ".yml"),
-    *(
-        ".pdf",
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".gif",
-        ".bmp",
-        ".exe",
-        ".inf",
-        ".db",
-        ".nii",
-        ".gz",
-        ".zip",
-        ".bval",
-        ".bvec",
-    ),
-}
 _KEYWORDS = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -117,33 +98,6 @@ class SliceHeader:
     thickness: float | None
     slope: float
     intercept: float
-
-
-def looks_like_dicom(path: Path) -> bool:
-    """Tell whether a file carries the DICOM mark after its preamble."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def dicom_files(folder: Path) -> Iterator[Path]:
-    """Yield the DICOM files directly in `folder`, by name.
-
-    Raises:
-        VolumeError: a file that is neither DICOM nor clearly something else.
-    """
-    for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.name.startswith(".") or path.name.upper() == "DICOMDIR":
-            continue
-        if looks_like_dicom(path):
-            yield path
-        elif path.suffix.lower() not in _OTHER_SUFFIXES:
-            raise VolumeError(
-                "every file of a series must be DICOM (mark DICM at byte 128)",
-                received=f"first bytes {path.open('rb').read(4).hex() or 'none'}",
-                remedy="copy it again if it is cut short, or move it out of the folder",
-                where=path,
-                code="dicom-not-dicom",
-            )
 
 
 def read_slice_headers(path: Path) -> list[SliceHeader]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
@@ -97,6 +96,8 @@ def _short(received: str, rule: str, path: Path) -> VolumeError:
 
 def _decode_with_gdcm(dataset: Dataset) -> np.ndarray:
     """Decode through SimpleITK, which sees a bare file of checked fields and applies no rescale."""
+    import SimpleITK as sitk  # noqa: N813 (slow to load, and only this rare path needs it)
+
     bare = Dataset()
     for keyword in _PIXEL_KEYWORDS:
         if keyword in dataset:
