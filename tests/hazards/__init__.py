@@ -1,0 +1,1 @@
+"""Bad inputs and faults, one test per row of the hazard table, named by its id."""
