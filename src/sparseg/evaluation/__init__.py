@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Predictions against references."""

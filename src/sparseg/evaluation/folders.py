@@ -1,0 +1,203 @@
+"""A folder of predicted label maps against a folder of references."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sparseg.datasets.label_table import require_known_ids
+from sparseg.errors import DatasetError
+from sparseg.metrics.boxes import label_pair
+from sparseg.metrics.overlap import dice_of_masks
+from sparseg.metrics.surface import hd95_of_masks, nsd_of_masks
+from sparseg.volumes.atomic import write_atomically
+from sparseg.volumes.geometry import require_same_grid
+from sparseg.volumes.io import SUFFIXES, case_name, read_labels
+from sparseg.volumes.volume import Volume
+
+METRICS = ("dice", "hd95_mm", "nsd")
+# What a structure absent from both prediction and reference counts in the mean "with empty".
+BOTH_EMPTY = {"dice": 1.0, "nsd": 1.0}
+
+
+def evaluate_folders(
+    pred: Path | str,
+    ref: Path | str,
+    *,
+    labels: Mapping[int, str] | None = None,
+    out: Path | None = None,
+    tolerance_mm: float = 2.0,
+) -> dict[str, Any]:
+    """Score every reference's prediction of the same case name.
+
+    Args:
+        pred: Folder of predicted label maps (.nii, .nii.gz).
+        ref: Folder of reference label maps.
+        labels: Id -> name, 0 the background; None takes the ids that occur and allows all.
+        out: File for the result as JSON, written whole or not at all.
+        tolerance_mm: Distance within which NSD counts a surface as right.
+
+    Returns:
+        `cases`: per case and class `dice`, `hd95_mm`, `nsd` and voxel counts; None stands for "not defined"
+        (see `sparseg.metrics`). `classes` and `mean`: means over the defined values with their number, and
+        `*_with_empty`, where a class absent from prediction and reference counts as 1. `extra`: predictions
+        without a reference, not scored.
+
+    Raises:
+        DatasetError: no references, missing predictions, two files of one case name.
+        GeometryError: a prediction on another grid than its reference.
+        LabelError: ids not in `labels`.
+    """
+    pairs, extra = pair_by_name(Path(pred), Path(ref))
+    # All files are read and compared before the first score, so a bad case does not surface after an hour.
+    names = _check_all(pairs, labels)
+    cases = [
+        {"case": name, "classes": score_case(*_read_pair(*files), names, tolerance_mm=tolerance_mm)}
+        for name, files in pairs.items()
+    ]
+    classes = [_summary_of(label_id, name, cases) for label_id, name in names.items() if label_id]
+    result = {
+        "schema": 1,
+        "tolerance_mm": tolerance_mm,
+        "labels": {str(label_id): name for label_id, name in names.items()},
+        "num_cases": len(cases),
+        "extra": extra,
+        "mean": _mean_of(classes),
+        "classes": classes,
+        "cases": cases,
+    }
+    if out is not None:
+        _write(Path(out), result)
+    return result
+
+
+def pair_by_name(pred: Path, ref: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+    """Return case name -> (prediction, reference), and names of predictions without a reference.
+
+    Raises:
+        DatasetError: no references, missing predictions, two files of one case name.
+    """
+    predictions, references = _label_files(pred), _label_files(ref)
+    if not references:
+        raise DatasetError("the reference folder must hold .nii or .nii.gz files", where=ref)
+    missing = sorted(set(references) - set(predictions))
+    if missing:
+        raise DatasetError(
+            "every reference needs a prediction of the same case name",
+            received=f"{len(missing)} of {len(references)} missing: {', '.join(missing[:8])}",
+            remedy="predict these cases, or take their references out",
+            where=pred,
+        )
+    pairs = {name: (predictions[name], references[name]) for name in sorted(references)}
+    return pairs, sorted(set(predictions) - set(references))
+
+
+def score_case(
+    pred: Volume, ref: Volume, labels: Mapping[int, str], *, tolerance_mm: float
+) -> list[dict[str, Any]]:
+    """Return one row per class other than 0 for two label maps on one grid."""
+    predicted, reference = label_pair(pred.array[0], ref.array[0])
+    rows = []
+    for label_id, name in labels.items():
+        if label_id == 0:
+            continue
+        masks = predicted == label_id, reference == label_id
+        values = {
+            "dice": dice_of_masks(*masks),
+            "hd95_mm": hd95_of_masks(*masks, ref.spacing),
+            "nsd": nsd_of_masks(*masks, ref.spacing, tolerance_mm=tolerance_mm),
+        }
+        rows.append(
+            {"id": label_id, "name": name}
+            | {key: None if math.isnan(value) else value for key, value in values.items()}
+            | {"num_pred": int(masks[0].sum()), "num_ref": int(masks[1].sum())}
+        )
+    return rows
+
+
+def summary_table(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return the means as rows of text: a head, one row per class, one row over all classes."""
+    rows = [["class", "cases", "Dice", "Dice with empty", "HD95 mm", "NSD"]]
+    for row in (*result["classes"], {"name": "mean", **result["mean"]}):
+        counted = f"{row['dice_count']}" if "id" in row else str(result["num_cases"])
+        numbers = [row[key] for key in ("dice", "dice_with_empty", "hd95_mm", "nsd")]
+        rows.append([row["name"], counted, *("-" if n is None else f"{n:.4g}" for n in numbers)])
+    return rows
+
+
+def _label_files(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DatasetError("predictions and references must be folders", received=str(folder), where=folder)
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.name.lower().endswith(SUFFIXES):
+            continue
+        other = files.setdefault(case_name(path), path)
+        if other is not path:
+            raise DatasetError(
+                "a case must have one file", received=f"{other.name}, {path.name}", where=folder
+            )
+    return files
+
+
+def _read_pair(pred: Path, ref: Path) -> tuple[Volume, Volume]:
+    pair = read_labels(pred), read_labels(ref)
+    require_same_grid(*pair, what="prediction and reference")
+    return pair
+
+
+def _check_all(pairs: Mapping[str, tuple[Path, Path]], labels: Mapping[int, str] | None) -> dict[int, str]:
+    """Check grids and ids of every case; return the labels, those that occur if none were given."""
+    ids = {0}
+    for files in pairs.values():
+        for volume, path in zip(_read_pair(*files), files, strict=True):
+            if labels is not None:
+                require_known_ids(volume.array, labels, where=path)
+            ids.update(np.unique(volume.array).tolist())
+    if labels is not None:
+        return dict(labels)
+    return {i: f"label {i}" if i else "background" for i in sorted(ids)}
+
+
+def _summary_of(label_id: int, name: str, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = [row for case in cases for row in case["classes"] if row["id"] == label_id]
+    summary: dict[str, Any] = {"id": label_id, "name": name}
+    for key in METRICS:
+        defined = [row[key] for row in rows if row[key] is not None]
+        summary[key] = _average(defined)
+        summary[f"{key}_count"] = len(defined)
+        if key in BOTH_EMPTY:
+            summary[f"{key}_with_empty"] = _average(
+                [BOTH_EMPTY[key] if row[key] is None else row[key] for row in rows]
+            )
+    return summary
+
+
+def _mean_of(classes: list[dict[str, Any]]) -> dict[str, Any]:
+    keys = [
+        key for metric in METRICS for key in (metric, f"{metric}_with_empty") if key != "hd95_mm_with_empty"
+    ]
+    return {key: _average([row[key] for row in classes if row[key] is not None]) for key in keys}
+
+
+def _average(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    content = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    def verify(temporary: Path) -> None:
+        if temporary.read_bytes() != content:
+            raise OSError("the file read back differs")
+
+    write_atomically(out, write, verify)
