@@ -145,7 +145,9 @@ def select(token_scores: Tensor, count: int) -> list[int]:
 
 
 def scores(state: State, stage: int, tokens: Tensor) -> Tensor:
-    """Return the log-sigmoid score (n,) of patch tokens (n, E)."""
+    """Return the log-sigmoid score (n,) of patch tokens (n, E); no token, no score."""
+    if not len(tokens):
+        return tokens.new_empty(0)
     name = f"encoder.score_predictor_list.{stage}"
     x = gelu(linear(state, f"{name}.in_mlp.1", layer_norm(state, f"{name}.in_mlp.0", tokens, PREDICTOR_EPS)))
     half = x.shape[1] // 2
