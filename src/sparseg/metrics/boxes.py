@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from sparseg.errors import ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def joint_box(pred: np.ndarray, ref: np.ndarray) -> tuple[slice, slice, slice]:
@@ -32,3 +37,15 @@ def label_pair(pred: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, np.ndarra
         raise ShapeError("label maps must be integers", received=f"{pred.dtype} and {ref.dtype}")
     box = joint_box(pred, ref)
     return pred[box], ref[box]
+
+
+def mask_tensors(pred: np.ndarray, ref: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return two boolean masks as tensors `[1,1,h,w,d]` cut to their joint box.
+
+    MONAI pads by one empty voxel around that box, so a tight cut leaves every surface closed.
+    """
+    import torch
+
+    box = joint_box(pred, ref)
+    first, second = (torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (pred, ref))
+    return first, second

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparseg.metrics.boxes import label_pair
+from sparseg.metrics.boxes import label_pair, mask_tensors
 
 
 def dice(pred: np.ndarray, ref: np.ndarray, num_classes: int) -> dict[int, float]:
@@ -30,10 +30,8 @@ def dice_of_masks(pred: np.ndarray, ref: np.ndarray) -> float:
     """Return Dice of two boolean masks `[H,W,D]`; NaN if both are empty."""
     if not pred.any() and not ref.any():
         return float("nan")
-    import torch
     from monai.metrics import compute_dice
 
-    both = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (pred, ref))
     # MONAI would answer NaN for a false positive where the reference is empty; that is a miss and scores 0
     # here.
-    return float(compute_dice(*both, include_background=True, ignore_empty=False))
+    return float(compute_dice(*mask_tensors(pred, ref), include_background=True, ignore_empty=False))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
-from sparseg.metrics.boxes import joint_box, label_pair
+from sparseg.metrics.boxes import label_pair, mask_tensors
 
 
 def hd95_mm(
@@ -64,9 +65,12 @@ def hd95_of_masks(pred: np.ndarray, ref: np.ndarray, spacing: Sequence[float]) -
         return float("nan")
     from monai.metrics import compute_hausdorff_distance
 
-    value = compute_hausdorff_distance(
-        *_tensors(pred, ref), include_background=True, percentile=95, spacing=list(spacing)
-    )
+    with warnings.catch_warnings():
+        # MONAI 1.6 calls its own deprecated argument; nothing a user could act on.
+        warnings.simplefilter("ignore", FutureWarning)
+        value = compute_hausdorff_distance(
+            *mask_tensors(pred, ref), include_background=True, percentile=95, spacing=list(spacing)
+        )
     return float(value)
 
 
@@ -82,18 +86,10 @@ def nsd_of_masks(
     from monai.metrics import compute_surface_dice
 
     value = compute_surface_dice(
-        *_tensors(pred, ref),
+        *mask_tensors(pred, ref),
         class_thresholds=[tolerance_mm],
         include_background=True,
         spacing=list(spacing),
         use_subvoxels=True,
     )
     return float(value)
-
-
-def _tensors(*masks: np.ndarray) -> list[object]:
-    import torch
-
-    # MONAI pads by one empty voxel around the joint box, so a tight cut leaves every surface closed.
-    box = joint_box(*masks)
-    return [torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in masks]
