@@ -87,3 +87,11 @@ def test_shapes_and_types_are_checked():
         dice(np.zeros((2, 2, 2), int), np.zeros((2, 2, 3), int), 2)
     with pytest.raises(ShapeError, match="integers"):
         dice(np.zeros((2, 2, 2)), np.zeros((2, 2, 2)), 2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_warning_reaches_the_caller():
+    ref, pred = cube((4, 4, 4)), cube((5, 4, 4))
+    hd95_mm(pred, ref, SPACING, num_classes=3)
+    nsd(pred, ref, SPACING, num_classes=3, tolerance_mm=1)
+    dice(pred, ref, 3)

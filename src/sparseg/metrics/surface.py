@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -65,9 +66,7 @@ def hd95_of_masks(pred: np.ndarray, ref: np.ndarray, spacing: Sequence[float]) -
         return float("nan")
     from monai.metrics import compute_hausdorff_distance
 
-    with warnings.catch_warnings():
-        # MONAI 1.6 calls its own deprecated argument; nothing a user could act on.
-        warnings.simplefilter("ignore", FutureWarning)
+    with _quiet():
         value = compute_hausdorff_distance(
             *mask_tensors(pred, ref), include_background=True, percentile=95, spacing=list(spacing)
         )
@@ -85,11 +84,20 @@ def nsd_of_masks(
         return 0.0 if pred.any() or ref.any() else float("nan")
     from monai.metrics import compute_surface_dice
 
-    value = compute_surface_dice(
-        *mask_tensors(pred, ref),
-        class_thresholds=[tolerance_mm],
-        include_background=True,
-        spacing=list(spacing),
-        use_subvoxels=True,
-    )
+    with _quiet():
+        value = compute_surface_dice(
+            *mask_tensors(pred, ref),
+            class_thresholds=[tolerance_mm],
+            include_background=True,
+            spacing=list(spacing),
+            use_subvoxels=True,
+        )
     return float(value)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide that MONAI 1.6 calls an argument of its own that it deprecates; no user could act on it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
+        yield
