@@ -1,0 +1,1 @@
+"""Tests of volumes: values and places in millimetres."""
