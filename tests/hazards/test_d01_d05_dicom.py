@@ -114,13 +114,15 @@ def test_d3_two_series(tmp_path: Path) -> None:
         read_dicom_series(folder, series_uid="9.9")
 
 
-@pytest.mark.parametrize("what", ["spacing", "size", "orientation"])
+@pytest.mark.parametrize("what", ["spacing", "size", "orientation", "frame"])
 def test_d3_mixture_in_one_series(tmp_path: Path, what: str) -> None:
     slices = make_slices()
     if what == "spacing":
         slices[5].PixelSpacing = [0.8, 0.71]
     elif what == "size":
         slices[5].Rows, slices[5].Columns = COLUMNS, ROWS
+    elif what == "frame":
+        slices[5].FrameOfReferenceUID = "1.5"
     else:
         slices[5].ImageOrientationPatient = [0, 1, 0, 1, 0, 0]
     with refused("dicom-mixed", "005"):

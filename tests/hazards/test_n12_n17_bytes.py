@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import time
 import tracemalloc
 from pathlib import Path
@@ -160,3 +161,11 @@ def test_n17_header_that_hangs_itk(tmp_path: Path) -> None:
     with refused("nifti-bad-sform"):
         read_nifti(save(tmp_path / "a.nii.gz", raw))
     assert time.perf_counter() - start < 1
+
+
+def test_n14_pipe_and_hostile_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.nii.gz")
+    with refused("file-unreadable", "folder or device"):
+        read_nifti(tmp_path / "a.nii.gz")
+    with refused("file-unreadable", "NUL"):
+        read_nifti(tmp_path / "a\0.nii.gz")

@@ -147,14 +147,21 @@ def test_image_with_nan_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("target", "code"),
-    [("a.mha", "nifti-suffix"), ("none/a.nii.gz", "write-failed"), ("dir.nii", "write-failed")],
+    [
+        ("a.mha", "nifti-suffix"),
+        ("none/a.nii.gz", "write-failed"),
+        ("dir.nii", "write-failed"),
+        ("file/a.nii", "write-failed"),
+        ("a\0.nii", "nifti-suffix"),
+    ],
 )
 def test_bad_targets(tmp_path: Path, target: str, code: str) -> None:
     (tmp_path / "dir.nii").mkdir()
+    (tmp_path / "file").touch()
     with pytest.raises(VolumeError) as info:
         write_label_map(tmp_path / target, _labels(), np.eye(4))
     assert info.value.code == code
-    assert [item.name for item in tmp_path.iterdir()] == ["dir.nii"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["dir.nii", "file"]
 
 
 def test_p4_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

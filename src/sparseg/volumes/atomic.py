@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,7 +32,6 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], verify: Call
             os.fsync(file.fileno())
         verify(temporary)
         temporary.replace(path)
-        _sync_folder(path.parent)
     except OSError as error:
         raise VolumeError(
             "the output must be writable",
@@ -41,7 +41,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], verify: Call
             code="write-failed",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+    # Some network file systems cannot sync a folder; the file is complete all the same.
+    with suppress(OSError):
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from stat import S_ISREG
 from types import TracebackType
 from typing import Self
 
@@ -29,12 +30,22 @@ class ByteSource:
     def __init__(self, path: Path, *, compressed: bool, where: str) -> None:
         self._where = where
         try:
-            self._size = path.stat().st_size
+            status = path.stat()
+            # Opening a pipe would wait for its writer, perhaps for ever.
+            if not S_ISREG(status.st_mode):
+                raise self._error(
+                    "the input must be a regular file",
+                    "a folder or device",
+                    "check the path",
+                    "file-unreadable",
+                )
+            self._size = status.st_size
             self._file = path.open("rb")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             code = "file-missing" if isinstance(error, FileNotFoundError) else "file-unreadable"
+            received = error.strerror if isinstance(error, OSError) else "a name with a NUL byte"
             raise self._error(
-                "the file must exist and be readable", error.strerror, "check the path", code
+                "the file must exist and be readable", received, "check the path", code
             ) from None
         self._compressed = compressed
         self._inflate = zlib.decompressobj(wbits=31) if compressed else None
@@ -154,7 +165,7 @@ class ByteSource:
         target[:got] = self._returned[:got]
         self._returned = self._returned[got:]
         if self._inflate is None:
-            return got + int(self._file.readinto(target[got:]))
+            return got + self._read_plain(target[got:])
         while got < len(target):
             piece = self._inflated(len(target) - got)
             if not piece:
@@ -163,13 +174,33 @@ class ByteSource:
             got += len(piece)
         return got
 
+    def _read_plain(self, target: memoryview) -> int:
+        try:
+            return self._file.readinto(target)
+        except OSError as error:
+            raise self._unreadable(error) from None
+
+    def _read_packed(self, count: int = _CHUNK) -> bytes:
+        try:
+            return self._file.read(count)
+        except OSError as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: OSError) -> VolumeError:
+        return self._error(
+            "the file must be readable to its end",
+            error.strerror,
+            "check the disk or the network",
+            "file-unreadable",
+        )
+
     def _inflated(self, limit: int) -> bytes:
         """Return 1 to `limit` further bytes, or none at a sound end of the stream."""
         assert self._inflate is not None
         while True:
             if self._inflate.eof and not self._next_member():
                 return b""
-            packed = self._pending or self._file.read(_CHUNK)
+            packed = self._pending or self._read_packed()
             try:
                 piece = self._inflate.decompress(packed, min(limit, 4 * _CHUNK))
             except zlib.error as error:
@@ -193,12 +224,12 @@ class ByteSource:
     def _next_member(self) -> bool:
         """Begin the next gzip member if there is one; zero padding after the last is allowed, as in gzip."""
         assert self._inflate is not None
-        rest = self._inflate.unused_data or self._pending or self._file.read(_CHUNK)
+        rest = self._inflate.unused_data or self._pending or self._read_packed()
         while rest and not rest.strip(b"\0"):
-            rest = self._file.read(_CHUNK)
+            rest = self._read_packed()
         if not rest:
             return False
-        rest += self._file.read(2)
+        rest += self._read_packed(2)
         if rest[:2] != b"\x1f\x8b":
             raise self._error(
                 "nothing may follow the compressed data",

@@ -76,6 +76,7 @@ class SliceHeader:
         series_uid: SeriesInstanceUID, may be empty in anonymised data.
         description: SeriesDescription.
         localizer: Whether it is a planning image.
+        frame_of_reference: UID of the coordinate system, may be empty.
         size: (rows, columns).
         position: Centre of the first voxel, LPS mm, `[3]`.
         cosines: Directions of growing column and of growing row index, `[2, 3]`, unit length, LPS.
@@ -91,6 +92,7 @@ class SliceHeader:
     series_uid: str
     description: str
     localizer: bool
+    frame_of_reference: str
     size: tuple[int, int]
     position: np.ndarray
     cosines: np.ndarray
@@ -193,6 +195,7 @@ def _slice(dataset: Dataset, places: list[Dataset], path: Path, frame: int, num_
         series_uid=str(dataset.get("SeriesInstanceUID") or ""),
         description=str(dataset.get("SeriesDescription") or ""),
         localizer=localizer,
+        frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
         size=(rows, columns),
         position=position,
         cosines=_cosines(_find(places, "ImageOrientationPatient"), path),

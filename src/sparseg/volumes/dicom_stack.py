@@ -54,10 +54,11 @@ def _require_uniform(slices: Sequence[SliceHeader], where: str) -> None:
     for item in slices:
         same_spacing = np.allclose(item.spacing, first.spacing, rtol=1e-4, atol=0)
         same_direction = np.allclose(item.cosines, first.cosines, atol=1e-4)
-        if item.size == first.size and same_spacing and same_direction:
+        same_frame = item.frame_of_reference == first.frame_of_reference
+        if item.size == first.size and same_spacing and same_direction and same_frame:
             continue
         raise GeometryError(
-            "the slices of one series must share size, spacing and orientation",
+            "the slices of one series must share size, spacing, orientation and frame of reference",
             received=f"{_describe(first)} and {_describe(item)}",
             remedy="separate the acquisitions into folders of their own",
             where=where,

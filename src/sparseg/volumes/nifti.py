@@ -127,6 +127,8 @@ def _as_labels(stored: np.ndarray, header: NiftiHeader, where: str) -> np.ndarra
             code="label-channels",
         )
     values = _scaled(stored, header)
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        return values.astype(np.int32)
     with np.errstate(invalid="ignore"):
         bad = (values < 0) | (values > _MAX_LABEL)
         if values.dtype.kind == "f":

@@ -84,10 +84,10 @@ def write_image(path: Path | str, volume: Volume) -> None:
 
 
 def _write(path: Path, array: np.ndarray, affine: np.ndarray, extension: bytes) -> None:
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
+    if not path.name.lower().endswith((".nii", ".nii.gz")) or "\0" in str(path):
         raise VolumeError(
-            "an output name must end in .nii or .nii.gz",
-            received=path.suffix or "no suffix",
+            "an output name must end in .nii or .nii.gz, without NUL bytes",
+            received=repr(path.name),
             remedy="choose another name",
             where=path,
             code="nifti-suffix",

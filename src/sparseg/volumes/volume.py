@@ -27,11 +27,19 @@ class Volume:
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4:
-            raise ShapeError("a Volume's array must be [C,H,W,D]", received=self.array.shape, where=self.source)
+            raise ShapeError(
+                "a Volume's array must be [C,H,W,D]", received=self.array.shape, where=self.source
+            )
         affine = np.asarray(self.affine, dtype=np.float64)
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        if (
+            affine.shape != (4, 4)
+            or not np.isfinite(affine).all()
+            or abs(np.linalg.det(affine[:3, :3])) < 1e-12
+        ):
             raise GeometryError(
-                "an affine must be an invertible, finite 4x4 matrix", received=affine.tolist(), where=self.source
+                "an affine must be an invertible, finite 4x4 matrix",
+                received=affine.tolist(),
+                where=self.source,
             )
         object.__setattr__(self, "affine", affine)
 
