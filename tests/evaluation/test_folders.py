@@ -43,6 +43,7 @@ def test_scores_per_case_and_means(folders, tmp_path):
     assert (tumor_a["dice"], tumor_a["hd95_mm"], tumor_a["nsd"]) == (None, None, None)
     assert (liver_b["dice"], liver_b["hd95_mm"], liver_b["nsd"]) == (1, 0, 1)
     assert (tumor_b["dice"], tumor_b["hd95_mm"], tumor_b["nsd"]) == (0, None, 0)
+    assert (tumor_b["num_pred"], tumor_b["num_ref"]) == (64, 0)
     liver, tumor = result["classes"]
     assert (liver["dice"], liver["dice_count"], liver["hd95_mm"]) == (pytest.approx(0.875), 2, 1)
     assert (tumor["dice"], tumor["dice_count"], tumor["dice_with_empty"]) == (0, 1, 0.5)

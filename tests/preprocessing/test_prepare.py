@@ -149,6 +149,20 @@ def test_crop_is_recorded_and_undone():
     assert (logits[:, 5, 7, 7] == 1).all()
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_label_map_takes_the_nearest_model_voxel_in_mm(name):
+    image = Volume(np.ones((1, 9, 7, 8), np.float32), affine_of(*GRIDS[name]))
+    config = PreprocessConfig(spacing=(1.37, 0.93, 2.21), intensity=PLAIN, foreground_crop=False)
+    model, _, record = prepare(image, config)
+    ids = np.arange(np.prod(model.shape)).reshape(model.shape)
+    offset = world(image).reshape(3, -1) - model.affine[:3, 3:]
+    index = np.linalg.solve(model.affine[:3, :3], offset)
+    taken = np.array(np.unravel_index(restore_label_map(ids, record).ravel(), model.shape))
+    clamped = np.clip(index, 0, np.array(model.shape)[:, None] - 1)
+    # Shared centres make exact ties possible; either neighbour is nearest then.
+    assert np.abs(taken - clamped).max() <= 0.5 + 1e-6
+
+
 def test_axis_maps_agree_with_the_affines():
     image = Volume(np.zeros((1, 9, 14, 6), np.float32), affine_of(OBLIQUE[:, [1, 2, 0]], (0.8, 1.1, 4.0)))
     image.array[0, 2:6, 3:11, 1:5] = 1

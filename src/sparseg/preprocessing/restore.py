@@ -84,12 +84,7 @@ def restore_label_map(labels: np.ndarray, record: PreprocessRecord) -> np.ndarra
     array = np.asarray(labels)
     if array.shape != tuple(record.model_shape):
         raise ShapeError(f"labels must be [{_text(record.model_shape)}]", received=array.shape)
-    nearest = [
-        np.clip(np.floor(_model_positions(record, axis) + 0.5), 0, record.model_shape[axis] - 1).astype(
-            np.int64
-        )
-        for axis in range(3)
-    ]
+    nearest = [_nearest(record, axis) for axis in range(3)]
     full = np.zeros(record.reoriented_shape, array.dtype)
     full[_crop_box(record)] = array[np.ix_(*nearest)]
     return np.ascontiguousarray(undo_reorient(full[None], record.permutation, record.flips)[0])
@@ -98,6 +93,12 @@ def restore_label_map(labels: np.ndarray, record: PreprocessRecord) -> np.ndarra
 def _model_positions(record: PreprocessRecord, axis: int) -> np.ndarray:
     scale, offset = record.axis_maps[axis]
     return scale * np.arange(record.crop_start[axis], record.crop_stop[axis]) + offset
+
+
+def _nearest(record: PreprocessRecord, axis: int) -> np.ndarray:
+    # Grids share their centre, so exact ties occur; the 1e-6 sends all of them upwards in spite of rounding.
+    indices = np.floor(_model_positions(record, axis) + 0.5 + 1e-6).astype(np.int64)
+    return np.clip(indices, 0, record.model_shape[axis] - 1)
 
 
 def _linear(record: PreprocessRecord, axis: int) -> sparse.csr_array | None:
