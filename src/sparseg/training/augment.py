@@ -53,6 +53,30 @@ class ThinSlab(Randomizable):  # type: ignore[misc]
         return {key: crop[key] * mask for key in BOTH}
 
 
+class ClassContrast(Randomizable):  # type: ignore[misc]
+    """Shifts the intensity of each labelled structure by an offset of its own.
+
+    One scan shows an organ with one enhancement only; a network trained on it must not take that for the
+    organ.
+
+    Args:
+        probability: Of shifting a structure.
+        largest: Largest offset, in image units, either way.
+    """
+
+    def __init__(self, probability: float, largest: float) -> None:
+        self.probability, self.largest = probability, largest
+
+    def __call__(self, crop: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{"image", "label"} -> the same with the image changed inside labels 1, 2, ..."""
+        label = crop["label"].long()
+        highest = int(label.max())
+        chosen = self.R.random(highest + 1) < self.probability
+        offsets = torch.as_tensor(self.R.uniform(-self.largest, self.largest, highest + 1) * chosen)
+        offsets[0] = 0.0
+        return {"image": crop["image"] + offsets.to(crop["image"].dtype)[label], "label": crop["label"]}
+
+
 def make_augmentation(config: AugmentConfig, roi: Triple) -> Compose:
     """Chain of transforms from a crop with margin to a crop of `roi`.
 
@@ -80,6 +104,7 @@ def make_augmentation(config: AugmentConfig, roi: Triple) -> Compose:
     steps += [RandFlipd(BOTH, prob=prob, spatial_axis=axis) for axis, prob in enumerate(config.flip)]
     steps += [RandRotate90d(BOTH, prob=rot90, spatial_axes=(0, 1))]
     steps += [
+        ClassContrast(*config.class_contrast),
         RandGaussianSmoothd("image", prob=config.blur[0], **_sigmas(config.blur[1])),
         RandAdjustContrastd(
             "image", prob=config.contrast[0], gamma=(2 ** -config.contrast[1], 2 ** config.contrast[1])

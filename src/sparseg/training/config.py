@@ -28,6 +28,8 @@ class AugmentConfig(Config):
         elastic_magnitude_vox: Largest deformation before smoothing, in voxels.
         intensity_scale: Relative change of intensity, as (probability, factor).
         intensity_shift: Shift of intensity, as (probability, offset in model units).
+        class_contrast: Shift of the intensity of each labelled structure on its own, as (probability per
+            structure, largest offset in model units): an organ with and without contrast agent.
         contrast: Gamma, as (probability, largest log2 gamma).
         noise: Gaussian noise, as (probability, standard deviation in model units).
         blur: Gaussian smoothing, as (probability, largest sigma in voxels).
@@ -45,6 +47,7 @@ class AugmentConfig(Config):
     elastic_magnitude_vox: float = Field(default=60.0, ge=0)
     intensity_scale: tuple[Probability, float] = (0.1, 0.1)
     intensity_shift: tuple[Probability, float] = (0.1, 0.1)
+    class_contrast: tuple[Probability, float] = (0.0, 0.2)
     contrast: tuple[Probability, float] = (0.1, 0.5)
     noise: tuple[Probability, float] = (0.1, 0.05)
     blur: tuple[Probability, float] = (0.1, 1.0)

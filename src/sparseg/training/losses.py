@@ -20,5 +20,8 @@ def make_loss(*, regions: bool) -> Callable[[Tensor, Tensor], Tensor]:
     if regions:
         loss = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
     else:
-        loss = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
+        # Dice over the whole batch: a structure absent from one crop of it must not count as missed.
+        loss = DiceCELoss(
+            softmax=True, to_onehot_y=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6, batch=True
+        )
     return loss
