@@ -10,6 +10,8 @@ import pytest
 
 from sparseg.errors import GeometryError
 from sparseg.volumes.nifti import read_nifti
+from sparseg.volumes.nifti_affine import world_affine
+from sparseg.volumes.nifti_header import NiftiHeader, parse_header
 
 from .nifti_faults import base_affine, base_array, nifti_bytes, patched, refused, rotated, save
 
@@ -72,6 +74,29 @@ def test_n03_oblique(tmp_path: Path, angles: tuple[float, float], mirror: int) -
     np.testing.assert_allclose(both.affine, affine, atol=1e-5)
     only_q = read_nifti(save(tmp_path / "q.nii", nifti_bytes(qform=(affine, 1), sform=(None, 0))))
     np.testing.assert_allclose(only_q.affine, affine, atol=2e-3)
+
+
+def _header(qform: np.ndarray, sform: np.ndarray, shape: tuple[int, int, int]) -> NiftiHeader:
+    raw = nifti_bytes(qform=(qform, 1), sform=(sform, 1))[:352]
+    return parse_header(patched(raw, 42, "3h", *shape), where="a.nii")
+
+
+def test_n03_float32_quaternion_of_a_large_oblique_grid_is_no_disagreement() -> None:
+    rng = np.random.default_rng(8)
+    for angle in (*rng.uniform(-180, 180, 30), *(180 - 10.0 ** rng.uniform(-5, 1, 60))):
+        affine = rotated(base_affine(), float(angle), float(rng.choice([0, 0.01, 30])))
+        header = _header(affine, affine, (512, 512, 600))
+        found = world_affine(header, choice="refuse", assume_orientation=None, where="a.nii")
+        np.testing.assert_allclose(found, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("angle", [0.01, 1.0])
+def test_n01_small_rotation_of_a_large_grid_is_seen(angle: float) -> None:
+    for first in (0, 20, 90):
+        affine = rotated(base_affine(), first, 15)
+        header = _header(rotated(affine, angle, 0), affine, (512, 512, 600))
+        with refused("nifti-qs-disagree"):
+            world_affine(header, choice="refuse", assume_orientation=None, where="a.nii")
 
 
 def test_n04_shear(tmp_path: Path) -> None:

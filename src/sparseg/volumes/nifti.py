@@ -82,10 +82,10 @@ def read_header(source: ByteSource, *, where: str, max_voxels: int) -> NiftiHead
 
 def _read_voxels(source: ByteSource, header: NiftiHeader) -> np.ndarray:
     """Return the stored numbers `[C, H, W, D]`."""
-    buffer = bytearray(header.num_bytes)
-    source.read_into(memoryview(buffer))
+    buffer = np.empty(header.num_bytes, dtype=np.uint8)
+    source.read_into(buffer.data)
     source.finish()
-    array = np.frombuffer(buffer, dtype=header.dtype).reshape(header.shape, order="F")
+    array = buffer.view(header.dtype).reshape(header.shape, order="F")
     return np.moveaxis(array, 3, 0) if array.ndim == 4 else array[None]
 
 
@@ -99,6 +99,8 @@ def _scaled(stored: np.ndarray, header: NiftiHeader) -> np.ndarray:
 def _as_image(stored: np.ndarray, header: NiftiHeader, nonfinite: float | None, where: str) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         array = _scaled(stored, header).astype(np.float32)
+        if header.slope is None and header.dtype.kind != "f":
+            return array
         # One pass without a mask: a float64 sum of float32 values is finite exactly when all of them are.
         if np.isfinite(array.sum(dtype=np.float64)):
             return array
