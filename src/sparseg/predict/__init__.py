@@ -1,1 +1,1 @@
-"""predict."""
+"""From image files to label files on the same grid."""

@@ -64,7 +64,7 @@ def restore_logits(
     full = np.empty((len(array), *record.reoriented_shape), np.float32)
     full[:] = fills[:, None, None, None]
     for channel, target in zip(array, full, strict=True):
-        target[_crop_box(record)] = apply_weights(weights, channel)
+        target[crop_box(record)] = apply_weights(weights, channel)
     return np.ascontiguousarray(undo_reorient(full, record.permutation, record.flips))
 
 
@@ -86,28 +86,30 @@ def restore_label_map(labels: np.ndarray, record: PreprocessRecord) -> np.ndarra
         raise ShapeError(f"labels must be [{_text(record.model_shape)}]", received=array.shape)
     nearest = [_nearest(record, axis) for axis in range(3)]
     full = np.zeros(record.reoriented_shape, array.dtype)
-    full[_crop_box(record)] = array[np.ix_(*nearest)]
+    full[crop_box(record)] = array[np.ix_(*nearest)]
     return np.ascontiguousarray(undo_reorient(full[None], record.permutation, record.flips)[0])
 
 
-def _model_positions(record: PreprocessRecord, axis: int) -> np.ndarray:
+def model_positions(record: PreprocessRecord, axis: int) -> np.ndarray:
+    """Model index (fractional) of every voxel of the crop along one RAS axis."""
     scale, offset = record.axis_maps[axis]
     return scale * np.arange(record.crop_start[axis], record.crop_stop[axis]) + offset
 
 
 def _nearest(record: PreprocessRecord, axis: int) -> np.ndarray:
     # Grids share their centre, so exact ties occur; the 1e-6 sends all of them upwards in spite of rounding.
-    indices = np.floor(_model_positions(record, axis) + 0.5 + 1e-6).astype(np.int64)
+    indices = np.floor(model_positions(record, axis) + 0.5 + 1e-6).astype(np.int64)
     return np.clip(indices, 0, record.model_shape[axis] - 1)
 
 
 def _linear(record: PreprocessRecord, axis: int) -> sparse.csr_array | None:
     if record.axis_maps[axis][0] == 1:
         return None
-    return axis_weights(_model_positions(record, axis), record.model_shape[axis])
+    return axis_weights(model_positions(record, axis), record.model_shape[axis])
 
 
-def _crop_box(record: PreprocessRecord) -> tuple[slice, ...]:
+def crop_box(record: PreprocessRecord) -> tuple[slice, ...]:
+    """Where the crop lies in the reoriented grid."""
     return tuple(slice(a, b) for a, b in zip(record.crop_start, record.crop_stop, strict=True))
 
 

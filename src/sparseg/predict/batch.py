@@ -1,0 +1,84 @@
+"""Many cases: one bad case never costs another, and the report says what became of each."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from sparseg.errors import SparsegError
+from sparseg.predict.inputs import PredictionCase
+from sparseg.predict.predictor import CaseResult, Predictor
+
+REPORT = "report.json"
+
+
+class CaseMonitor(Protocol):
+    """What a caller may watch; the command line prints one line per case through it."""
+
+    def on_start(self, case: PredictionCase) -> Callable[[int, int], None]:
+        """Before a case; returns what is called after each window with (done, all)."""
+
+    def on_done(self, case: PredictionCase, result: CaseResult) -> None:
+        """After a case's labels are written."""
+
+    def on_error(self, case: PredictionCase, error: SparsegError) -> None:
+        """After a case failed; nothing was written for it."""
+
+
+def predict_cases(
+    predictor: Predictor, cases: Sequence[PredictionCase], out: Path, monitor: CaseMonitor
+) -> list[SparsegError]:
+    """Segment all cases and write `report.json`.
+
+    A label file left by an earlier run is removed before a case is tried, so that after an error no old
+    result looks like a new one.
+
+    Returns:
+        The errors of the cases that failed, in order.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    errors = []
+    for case in cases:
+        case.output.unlink(missing_ok=True)
+        progress = monitor.on_start(case)
+        try:
+            result = predictor.predict_file(case.image, case.output, on_progress=progress)
+        except SparsegError as error:
+            errors.append(error)
+            rows.append({"case": case.name, "status": "error", "code": error.code, "message": str(error)})
+            monitor.on_error(case, error)
+        else:
+            rows.append(
+                {
+                    "case": case.name,
+                    "status": "ok",
+                    "output": case.output.name,
+                    "num_windows": result.num_windows,
+                    "seconds": result.seconds,
+                    "volumes_ml": result.volumes_ml,
+                }
+            )
+            monitor.on_done(case, result)
+        write_report(out, predictor, rows)
+    return errors
+
+
+def write_report(out: Path, predictor: Predictor, rows: Sequence[dict[str, Any]]) -> None:
+    """Write `report.json` in one step."""
+    report = {
+        "token_counts": predictor.net.token_counts(),
+        "weights_sha256": predictor.card.weights_sha256,
+        "overlap": predictor.settings.overlap,
+        "device": predictor.settings.device,
+        "cases": list(rows),
+    }
+    temporary = out / f".{REPORT}.new"
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(report, indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(out / REPORT)

@@ -1,0 +1,71 @@
+"""What the user's arguments mean: files, folders of files, DICOM series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparseg.errors import InputError
+from sparseg.volumes.io import SUFFIXES, case_name, is_dicom_folder
+
+
+@dataclass(frozen=True)
+class PredictionCase:
+    """One image to segment: its name, where it is, and where its labels go."""
+
+    name: str
+    image: Path
+    output: Path
+
+
+def collect_cases(inputs: Sequence[Path], out: Path) -> list[PredictionCase]:
+    """Turn arguments into cases.
+
+    Args:
+        inputs: Image files, DICOM series folders, or folders that hold image files and series folders.
+        out: Output folder; labels are named `<case>.nii.gz`.
+
+    Raises:
+        InputError: a folder without images, two inputs of one name, or an output that would overwrite an
+            input.
+    """
+    images = [image for path in inputs for image in _expand(path)]
+    cases = [PredictionCase(name := case_name(image), image, out / f"{name}.nii.gz") for image in images]
+    by_name: dict[str, Path] = {}
+    for case in cases:
+        if case.name in by_name:
+            raise InputError(
+                "every input must have a name of its own, since its output is named after it",
+                received=f"{by_name[case.name]} and {case.image}",
+                remedy="predict them into different folders",
+            )
+        by_name[case.name] = case.image
+    sources = {image.resolve() for image in images}
+    for case in cases:
+        if case.output.resolve() in sources:
+            raise InputError(
+                "an output must not overwrite an input",
+                where=case.output,
+                remedy="choose another --out folder",
+            )
+    return cases
+
+
+def _expand(path: Path) -> list[Path]:
+    if not path.is_dir() or is_dicom_folder(path):
+        return [path]
+    found = sorted(
+        child
+        for child in path.iterdir()
+        if (child.is_file() and child.name.lower().endswith(SUFFIXES) and not child.name.startswith("."))
+        or (child.is_dir() and is_dicom_folder(child))
+    )
+    if not found:
+        raise InputError(
+            "an input folder must hold NIfTI files or DICOM series",
+            received="none of them",
+            remedy="give image files, a DICOM series folder, or a folder of those",
+            where=path,
+        )
+    return found

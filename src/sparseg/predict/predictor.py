@@ -1,0 +1,161 @@
+"""One volume from file to file. The page to read first: every line is one call into a lower folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseg.checkpoints.card import ModelCard
+from sparseg.checkpoints.folder import load_model, read_card
+from sparseg.errors import VolumeError
+from sparseg.models.segmenter import SparseUNETR
+from sparseg.predict.decide import make_decision
+from sparseg.preprocessing.orientation import undo_reorient
+from sparseg.preprocessing.pipeline import prepare
+from sparseg.preprocessing.record import PreprocessRecord
+from sparseg.preprocessing.restore import crop_box, model_positions
+from sparseg.volumes.io import read_volume
+from sparseg.volumes.nifti_writer import write_label_map
+from sparseg.volumes.volume import Volume
+from sparseg.windows.finish import finish_labels
+from sparseg.windows.grid import padding_to_roi, window_starts
+from sparseg.windows.sliding import sliding_window
+
+
+@dataclass
+class CaseResult:
+    """What happened to one case: seconds per step, windows run, volume of each label."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    num_windows: int = 0
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """How to run the windows.
+
+    Attributes:
+        overlap: Share of the roi by which windows overlap.
+        batch_size: Windows per call of the network.
+        device: Where the network runs.
+    """
+
+    overlap: float = 0.5
+    batch_size: int = 1
+    device: str = "cpu"
+
+
+class Predictor:
+    """A trained model ready to segment files.
+
+    Args:
+        net: The network.
+        card: Its model card.
+        settings: How to run it.
+    """
+
+    def __init__(self, net: SparseUNETR, card: ModelCard, settings: PredictSettings | None = None) -> None:
+        self.settings = settings or PredictSettings()
+        self.net = net.to(self.settings.device).eval()
+        self.card = card
+
+    @classmethod
+    def from_folder(cls, folder: Path, settings: PredictSettings | None = None) -> Predictor:
+        """Load a model folder or a training run's best model.
+
+        Raises:
+            CheckpointError: not a complete, undamaged model.
+        """
+        return cls(load_model(folder), read_card(folder), settings)
+
+    def predict_file(
+        self, source: Path, output: Path, *, on_progress: Callable[[int, int], None] | None = None
+    ) -> CaseResult:
+        """Segment one image file or DICOM series into `output`, a label file on the image's own grid.
+
+        Raises:
+            VolumeError, GeometryError: the image cannot be trusted, or has other channels than the model.
+            NumericsError: the network gave a non-finite value. No output is written after any error.
+        """
+        result = CaseResult()
+        clock = _Clock(result.seconds)
+        image = read_volume(source)
+        self._require_channels(image)
+        clock.lap("read")
+        prepared = prepare(image, self.card.preprocess)
+        clock.lap("prepare")
+        logits = self.predict_prepared(prepared.image, on_progress=on_progress)
+        clock.lap("windows")
+        labels = labels_on_original_grid(logits, prepared.record, self.card)
+        clock.lap("finish")
+        write_label_map(output, labels, image.affine, label_names=self.card.labels)
+        clock.lap("write")
+        result.num_windows = self.num_windows(prepared.image)
+        result.volumes_ml = _volumes_ml(labels, image, self.card.labels)
+        return result
+
+    def predict_prepared(
+        self, image: Volume, *, on_progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        """Logits `[K, H, W, D]` of an image on the model grid."""
+        with torch.inference_mode():
+            return sliding_window(
+                torch.from_numpy(np.ascontiguousarray(image.array, dtype=np.float32)),
+                self.net,
+                self.card.model.roi_size,
+                overlap=self.settings.overlap,
+                batch_size=self.settings.batch_size,
+                pad_value=self.card.preprocess.background_value,
+                device=self.settings.device,
+                on_progress=on_progress,
+            )
+
+    def num_windows(self, image: Volume) -> int:
+        """Windows that an image on the model grid takes."""
+        roi = self.card.model.roi_size
+        size = [n + a + b for n, (a, b) in zip(image.shape, padding_to_roi(image.shape, roi), strict=True)]
+        return len(window_starts(size, roi, self.settings.overlap))
+
+    def _require_channels(self, image: Volume) -> None:
+        if image.num_channels != self.card.model.in_channels:
+            raise VolumeError(
+                f"the model takes {self.card.model.in_channels} channel(s): {', '.join(self.card.channels)}",
+                received=image.num_channels,
+                remedy="give an image with exactly these channels, in this order",
+                where=image.source,
+                code="channel-count",
+            )
+
+
+def labels_on_original_grid(logits: Tensor, record: PreprocessRecord, card: ModelCard) -> np.ndarray:
+    """Ids `[H0, W0, D0]` uint8 on the original grid; outside the foreground crop is 0."""
+    positions = [model_positions(record, axis) for axis in range(3)]
+    full = np.zeros(record.reoriented_shape, dtype=np.uint8)
+    full[crop_box(record)] = finish_labels(logits, positions, make_decision(card.regions))
+    return np.ascontiguousarray(undo_reorient(full[None], record.permutation, record.flips)[0])
+
+
+def _volumes_ml(labels: np.ndarray, image: Volume, names: dict[int, str]) -> dict[str, float]:
+    voxel_ml = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
+    counts = np.bincount(labels.reshape(-1), minlength=max(names) + 1)
+    return {name: round(int(counts[label]) * voxel_ml, 3) for label, name in names.items() if label}
+
+
+class _Clock:
+    """Writes the seconds since the last lap into a dict."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self.last, 4)
+        self.last = now

@@ -1,0 +1,53 @@
+"""Slab-wise finish: from logits on the model grid to labels on a finer one, without full-size logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def finish_labels(
+    logits: Tensor,
+    positions: Sequence[np.ndarray],
+    decide: Callable[[Tensor], Tensor],
+    *,
+    slab: int = 16,
+) -> np.ndarray:
+    """Interpolate logits linearly at separable positions and decide, slab by slab along the last axis.
+
+    Args:
+        logits: `[K, H, W, D]` float32 on the model grid.
+        positions: For each axis, the model index (fractional) of every voxel of the target grid; positions
+            outside the grid take its border value.
+        decide: Logits `[K, H', W', s]` -> ids `[H', W', s]`.
+        slab: Target slices per step; bounds the memory at K x H' x W' x slab floats.
+
+    Returns:
+        uint8 ids `[H', W', D']`.
+    """
+    size = tuple(len(axis) for axis in positions)
+    labels = np.empty(size, dtype=np.uint8)
+    for first in range(0, size[2], slab):
+        part = slice(first, min(first + slab, size[2]))
+        # The last axis first: it shrinks to the slab, so the other two work on little data.
+        values = _interpolate(logits, 3, positions[2][part])
+        values = _interpolate(_interpolate(values, 2, positions[1]), 1, positions[0])
+        labels[:, :, part] = decide(values).numpy().astype(np.uint8)
+    return labels
+
+
+def _interpolate(values: Tensor, axis: int, positions: np.ndarray) -> Tensor:
+    last = values.shape[axis] - 1
+    where = np.clip(positions, 0, last)
+    lower = np.floor(where)
+    if len(where) == last + 1 and np.array_equal(where, np.arange(last + 1)):
+        return values  # an axis that was not resampled keeps its very values
+    share = torch.from_numpy(where - lower).float()
+    low = torch.from_numpy(lower.astype(np.int64))
+    high = (low + 1).clamp_max(last)
+    shape = [1] * values.ndim
+    shape[axis] = len(where)
+    return torch.lerp(values.index_select(axis, low), values.index_select(axis, high), share.reshape(shape))
