@@ -253,6 +253,16 @@ def test_d5_cut_files_give_typed_errors_or_the_truth(tmp_path: Path) -> None:
             read_dicom_series(folder)
 
 
+def test_d5_value_shorter_than_its_type(tmp_path: Path) -> None:
+    folder = save_series(tmp_path / "s", make_slices())
+    whole = (folder / "001").read_bytes()
+    damaged = whole.replace(b"\x28\0\x10\0US", b"\x28\0\x10\0UL")
+    assert damaged != whole
+    (folder / "001").write_bytes(damaged)
+    with refused("dicom-header", "001"):
+        read_dicom_series(folder)
+
+
 def test_d5_damaged_headers_give_typed_errors(tmp_path: Path) -> None:
     folder = save_series(tmp_path / "s", make_slices()[:2])
     whole = (folder / "001").read_bytes()

@@ -123,6 +123,13 @@ def test_n05_pixdim_against_sform(tmp_path: Path, pixdim: tuple[float, ...], cod
     np.testing.assert_array_equal(read_nifti(path, affine_choice="sform").affine, base_affine())
 
 
+def test_n05_origin_out_of_this_world(tmp_path: Path) -> None:
+    far = base_affine()
+    far[1, 3] = 2e6
+    with refused("nifti-bad-origin"):
+        read_nifti(save(tmp_path / "a.nii", _sform(far)))
+
+
 @pytest.mark.parametrize(("unit", "mm"), [(0, 1.0), (1, 1000.0), (2, 1.0), (3, 0.001), (2 | 8, 1.0)])
 def test_n06_units(tmp_path: Path, unit: int, mm: float) -> None:
     stored = base_affine()

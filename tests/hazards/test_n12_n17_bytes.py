@@ -107,7 +107,8 @@ def test_n14_missing_and_folder(tmp_path: Path) -> None:
         (108, "f", (368.0,), "nifti-truncated"),
         (254, "h", (-1,), "nifti-bad-code"),
         (280, "f", (float("inf"),), "nifti-bad-sform"),
-        (292, "f", (1e20,), "nifti-qs-disagree"),
+        (292, "f", (1e20,), "nifti-bad-sform"),
+        (292, "f", (1e7,), "nifti-qs-disagree"),
     ],
 )
 def test_n15_header_lies(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from sparseg.errors import GeometryError, VolumeError
 
@@ -22,6 +23,7 @@ _LOG = logging.getLogger("sparseg")
 # What damaged data elements make pydicom raise, at reading or when a value is first looked at.
 DICOM_FAULTS = (
     InvalidDicomError,
+    BytesLengthException,
     EOFError,
     OSError,
     ValueError,
@@ -31,7 +33,9 @@ DICOM_FAULTS = (
     AttributeError,
     NotImplementedError,
     RuntimeError,
+    OverflowError,
     struct.error,
+    zlib.error,
 )
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 _NO_IMAGE = {"SR", "PR", "KO", "REG", "RTSTRUCT", "RTPLAN", "RTRECORD", "PLAN", "DOC", "FID", "SEG"}

@@ -24,6 +24,8 @@ _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _PIXDIM_RATIO = 1e-3
 _MIN_SPACING_MM, _MAX_SPACING_MM = 1e-4, 1e3
 _MAX_POSITION_MM = 1e6
+# Stored numbers outside these bounds are wrong in every unit, and their squares could overflow float64.
+_TINY, _HUGE = 1e-9, 1e12
 # One float32 step of the quaternion; the square root behind its scalar part magnifies it near 180 degrees.
 _QUATERNION_STEP = 4e-7
 
@@ -110,9 +112,9 @@ def _agreeing_sform(header: NiftiHeader, where: str) -> np.ndarray:
 
 def _sform(header: NiftiHeader, where: str) -> np.ndarray:
     affine = np.vstack([header.srow, [0.0, 0.0, 0.0, 1.0]])
-    if not np.isfinite(affine).all() or (spacing_of(affine) == 0).any():
+    if not (np.abs(affine) < _HUGE).all() or (spacing_of(affine) < _TINY).any():
         raise _refuse(
-            "the sform must be finite and not zero",
+            "the sform must hold numbers of sensible size",
             affine[:3].tolist(),
             "correct the header",
             where,
@@ -123,9 +125,13 @@ def _sform(header: NiftiHeader, where: str) -> np.ndarray:
 
 def _pixdim(header: NiftiHeader, where: str) -> np.ndarray:
     pixdim = np.array(header.pixdim[1:4], dtype=np.float64)
-    if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
+    if not ((pixdim > _TINY) & (pixdim < _HUGE)).all():
         raise _refuse(
-            "pixdim must be finite and positive", pixdim.tolist(), "correct the header", where, "bad-pixdim"
+            "pixdim must hold positive numbers of sensible size",
+            pixdim.tolist(),
+            "correct the header",
+            where,
+            "bad-pixdim",
         )
     return pixdim
 
@@ -134,7 +140,7 @@ def _qform(header: NiftiHeader, where: str) -> np.ndarray:
     """Return the affine of the quaternion, after nifti1.h (method 2)."""
     numbers = np.array([*header.quaternion, header.pixdim[0]], dtype=np.float64)
     b, c, d = (float(v) for v in numbers[:3])
-    if not np.isfinite(numbers).all() or b * b + c * c + d * d > 1 + 1e-5:
+    if not (np.abs(numbers) < _HUGE).all() or b * b + c * c + d * d > 1 + 1e-5:
         raise _refuse(
             "the qform must be finite and its quaternion no longer than 1",
             numbers[:6].tolist(),
