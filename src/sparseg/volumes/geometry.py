@@ -116,20 +116,18 @@ def require_same_grid(
             where=where,
             code="grid-shape",
         )
-    codes = axis_codes(a.affine), axis_codes(b.affine)
-    if codes[0] != codes[1] and orthogonality_error(a.affine) < 0.5:
-        distance = corner_distance_mm(a.affine, b.affine, a.shape)
-        if distance > (rounding_tolerance_mm(a.affine, a.shape) if tol_mm is None else tol_mm):
-            raise GeometryError(
-                f"{what} must have the same orientation",
-                received=f"{codes[0]} and {codes[1]}, {distance:.4g} mm apart at the far corner",
-                remedy=remedy,
-                where=where,
-                code="grid-orientation",
-            )
-    _require_same_spacing(a, b, what=what, where=where, remedy=remedy)
     tol_mm = rounding_tolerance_mm(a.affine, a.shape) if tol_mm is None else tol_mm
     distance = corner_distance_mm(a.affine, b.affine, a.shape)
+    codes = axis_codes(a.affine), axis_codes(b.affine)
+    if codes[0] != codes[1] and distance > tol_mm:
+        raise GeometryError(
+            f"{what} must have the same orientation",
+            received=f"{codes[0]} and {codes[1]}, corners {distance:.4g} mm apart",
+            remedy=remedy,
+            where=where,
+            code="grid-orientation",
+        )
+    _require_same_spacing(a, b, what=what, where=where, remedy=remedy)
     if distance > tol_mm:
         raise GeometryError(
             f"{what} must lie at the same place (within {tol_mm:.3g} mm)",
