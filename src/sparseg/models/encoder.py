@@ -51,7 +51,7 @@ class SparseEncoder(nn.Module):
         if config.class_token:
             table = torch.cat((torch.zeros(1, dim), table))
         self.pos_embed = nn.Parameter(table.unsqueeze(0))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = [config.drop_path * number / max(1, config.depth - 1) for number in range(config.depth)]
         self.blocks = nn.ModuleList(
             Block(
                 dim,
