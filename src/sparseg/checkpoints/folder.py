@@ -36,7 +36,10 @@ def save_model(folder: Path, net: nn.Module, card: ModelCard, *, dtype: torch.dt
         NumericsError: a weight is not finite (in `dtype`); nothing is written.
     """
     tensors = {name: _stored(name, value, dtype) for name, value in net.state_dict().items()}
+    folder = folder.absolute()
     fresh, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # a save was cut off between its two renames: this is the last good model
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -60,8 +63,9 @@ def find_model(folder: Path) -> Path:
     Raises:
         CheckpointError: no model there.
     """
-    for candidate in (folder, folder / "best", folder / "last"):
-        for path in (candidate, candidate.with_name(f".{candidate.name}.old")):
+    root = folder.absolute()  # "." has no name to put a side name beside
+    for candidate in (root, root / "best", root / "last"):
+        for path in (candidate, candidate.parent / f".{candidate.name}.old"):
             if (path / CARD).is_file():
                 return path
     raise CheckpointError(
