@@ -1,0 +1,52 @@
+"""Rules for every test: one thread, no network."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any
+
+import pytest
+
+
+def pytest_configure() -> None:
+    import torch
+
+    # At these sizes a second thread only waits, and on a busy machine it waits for minutes.
+    torch.set_num_threads(1)
+
+
+class NetworkBlockedError(AssertionError):
+    """A test that is not marked `network` wanted to leave the machine (row X5)."""
+
+
+def _stays_here(family: int, address: Any) -> bool:
+    if family == getattr(socket, "AF_UNIX", None):
+        return True
+    host = address[0] if isinstance(address, tuple) else address
+    if host in ("localhost", ""):
+        return True
+    try:
+        return ipaddress.ip_address(str(host).partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True)
+def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("network"):
+        return
+
+    def guarded(name: str) -> Any:
+        real = getattr(socket.socket, name)
+
+        def call(self: socket.socket, *args: Any) -> Any:
+            # The address is the last argument of connect, connect_ex and sendto alike.
+            if not _stays_here(self.family, args[-1]):
+                raise NetworkBlockedError(f"socket.{name} to {args[-1]!r} in a test without the network mark")
+            return real(self, *args)
+
+        return call
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, guarded(name))
