@@ -60,7 +60,8 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tens
     """Standard Gumbel noise with the shape of `like` (standard deviation 1.28)."""
     uniform = torch.rand(like.shape, device=like.device, dtype=like.dtype, generator=generator)
     tiny = torch.finfo(like.dtype).tiny
-    return -torch.log(-torch.log(uniform.clamp_min(tiny)).clamp_min(tiny))
+    exponential = -torch.log(uniform.clamp_min(tiny))
+    return -torch.log(exponential.clamp_min(tiny))
 
 
 def gumbel_softmax_mask(scores: Tensor, temperature: float) -> Tensor:

@@ -1,0 +1,1 @@
+"""The method word by word: score, select, prune, assemble."""
