@@ -39,7 +39,6 @@ def predict_cases(
     Returns:
         The errors of the cases that failed, in order.
     """
-    out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     errors = []
     for case in cases:
@@ -63,7 +62,9 @@ def predict_cases(
                 }
             )
             monitor.on_done(case, result)
-        write_report(out, predictor, rows)
+        # A single image that failed leaves nothing behind, not even a report.
+        if len(cases) > 1 or not errors:
+            write_report(out, predictor, rows)
     return errors
 
 
@@ -76,6 +77,7 @@ def write_report(out: Path, predictor: Predictor, rows: Sequence[dict[str, Any]]
         "device": predictor.settings.device,
         "cases": list(rows),
     }
+    out.mkdir(parents=True, exist_ok=True)
     temporary = out / f".{REPORT}.new"
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(json.dumps(report, indent=2) + "\n")

@@ -95,6 +95,7 @@ class Predictor:
         clock.lap("windows")
         labels = labels_on_original_grid(logits, prepared.record, self.card)
         clock.lap("finish")
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_label_map(output, labels, image.affine, label_names=self.card.labels)
         clock.lap("write")
         result.num_windows = self.num_windows(prepared.image)

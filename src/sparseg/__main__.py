@@ -1,0 +1,5 @@
+"""`python -m sparseg`: the command line, also under torchrun."""
+
+from sparseg.cli.main import main
+
+main()

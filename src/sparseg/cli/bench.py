@@ -1,0 +1,60 @@
+"""`sparseg bench`: measure speed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cyclopts
+
+app = cyclopts.App(name="bench", help="Measure speed, memory and cost.")
+
+
+@app.command
+def model(
+    *,
+    preset: str = "btcv",
+    json: Path | None = None,
+    pairs: int = 5,
+    warmup: int = 1,
+    batch: int = 1,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> int:
+    """Time inference and a training step of sparse, dense patch 8 and dense patch 16 in one interleaved run.
+
+    Parameters
+    ----------
+    preset
+        Named model; its dense rivals have the same width, depth and window.
+    json
+        File for the result.
+    pairs
+        Timed rounds; each runs every variant once. Ratios need at least 5.
+    warmup
+        Untimed rounds before.
+    batch
+        Windows per step.
+    device
+        cpu or cuda.
+    threads
+        CPU threads of the network; default all.
+    """
+    from sparseg.benchmark.model import bench_model, table_rows, write_json
+    from sparseg.cli.output import print_table
+
+    result = bench_model(
+        preset,
+        pairs=pairs,
+        warmup=warmup,
+        batch=batch,
+        device=device,
+        threads=threads,
+        on_progress=lambda text: sys.stderr.write(f"{text}\n"),
+    )
+    header, *rows = table_rows(result)
+    print_table(f"{preset}: {result['machine']}", header, rows)
+    if json is not None:
+        write_json(result, json)
+        sys.stdout.write(f"{json}\n")
+    return 0

@@ -1,0 +1,106 @@
+"""`sparseg info`: describe an image, a dataset or a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def info(path: Path, /) -> int:
+    """Describe what a path holds. An image that `predict` would refuse is refused here with the same error.
+
+    Parameters
+    ----------
+    path
+        Image file, DICOM series folder, dataset folder, model folder or training run.
+    """
+    from sparseg.errors import InputError
+    from sparseg.volumes.dicom_folder import is_dicom_folder
+
+    if (path / "dataset.json").is_file():
+        return _dataset(path)
+    if any((path / name).is_file() for name in ("model.json", "best/model.json", "last/model.json")):
+        return _model(path)
+    if path.is_dir() and not is_dicom_folder(path):
+        raise InputError(
+            "a folder must hold dataset.json, a trained model, or one DICOM series",
+            received="none of them",
+            remedy="name the image file, or the folder of the series",
+            where=path,
+        )
+    return _image(path)
+
+
+def _image(path: Path) -> int:
+    import numpy as np
+
+    from sparseg.cli.output import print_pairs
+    from sparseg.preprocessing.pipeline import require_finite
+    from sparseg.volumes.geometry import axis_codes
+    from sparseg.volumes.io import read_volume
+
+    image = read_volume(path)
+    require_finite(image)
+    corner = image.affine[:3, 3]
+    print_pairs(
+        {
+            "image": path,
+            "channels": image.num_channels,
+            "shape": " x ".join(map(str, image.shape)),
+            "spacing (mm)": " x ".join(f"{edge:g}" for edge in image.spacing),
+            "axes": f"{axis_codes(image.affine)} (voxel axes run towards these)",
+            "first voxel (mm, RAS+)": ", ".join(f"{value:.2f}" for value in corner),
+            "extent (mm)": " x ".join(
+                f"{n * s:.1f}" for n, s in zip(image.shape, image.spacing, strict=True)
+            ),
+            "range": f"{float(np.min(image.array)):g} to {float(np.max(image.array)):g}",
+            "mean": f"{float(np.mean(image.array, dtype=np.float64)):.2f}",
+        }
+    )
+    return 0
+
+
+def _dataset(path: Path) -> int:
+    from sparseg.cli.output import print_pairs
+    from sparseg.datasets.dataset import read_dataset
+
+    dataset = read_dataset(path)
+    labelled = sum(case.label is not None for case in dataset.test)
+    print_pairs(
+        {
+            "dataset": dataset.name,
+            "channels": ", ".join(dataset.channels),
+            "labels": ", ".join(f"{number} {name}" for number, name in dataset.labels.items()),
+            "regions": ", ".join(f"{name} {list(ids)}" for name, ids in dataset.regions.items()) or "none",
+            "training cases": len(dataset.training),
+            "test cases": f"{len(dataset.test)} ({labelled} with labels)",
+        }
+    )
+    return 0
+
+
+def _model(path: Path) -> int:
+    from sparseg.checkpoints.folder import find_model, load_model, read_card
+    from sparseg.cli.output import print_pairs
+
+    card = read_card(path)
+    net = load_model(path)
+    source = card.provenance
+    dice = source.validation_dice
+    print_pairs(
+        {
+            "model": find_model(path),
+            "channels": ", ".join(card.channels),
+            "labels": ", ".join(f"{number} {name}" for number, name in card.labels.items()),
+            "window (voxels)": " x ".join(map(str, card.model.roi_size)),
+            "patch (voxels)": " x ".join(map(str, card.model.patch_size)),
+            "tokens per stage": " -> ".join(map(str, net.token_counts())),
+            "width, depth, heads": f"{card.model.embed_dim}, {card.model.depth}, {card.model.num_heads}",
+            "parameters": f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M",
+            "spacing (mm)": "as the image" if card.preprocess.spacing is None else card.preprocess.spacing,
+            "intensity": card.preprocess.intensity.model_dump(),
+            "trained on": f"{source.num_training_cases} case(s) of {source.dataset!r}, {source.steps} steps",
+            "validation Dice": dice,
+            "note": source.note or "none",
+        }
+    )
+    return 0

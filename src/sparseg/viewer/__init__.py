@@ -1,0 +1,1 @@
+"""Pictures of images with labels. Reads what `predict` wrote."""
