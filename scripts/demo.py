@@ -52,9 +52,7 @@ def check_grid() -> None:
     difference = float(np.abs(written.affine - image.affine).max())
     if written.shape != image.shape or difference > 1e-4:
         sys.exit(f"the label file is not on the grid of the series: {written.shape}, {difference} mm")
-    say(
-        f"grid of the label file and of the DICOM series: {written.shape}, largest difference {difference:.1e} mm"
-    )
+    say(f"the label file lies on the grid of the DICOM series: {written.shape}, {difference:.1e} mm apart")
 
 
 def draw() -> None:
@@ -77,7 +75,8 @@ def quality_line(metrics: Path) -> str:
     liver = next(row for row in json.loads(metrics.read_text())["classes"] if row["name"] == "liver")
     return (
         "The table above times untrained networks of the vit_tiny_p8 size. The sample model, a smaller\n"
-        f"sparse one, has liver Dice {liver['dice']:.3f} on this patient, who was not trained on (silver labels)."
+        f"sparse one, has liver Dice {liver['dice']:.3f} on this patient, who was not trained on (silver\n"
+        "labels)."
     )
 
 

@@ -76,7 +76,8 @@ def train(
     done, best = run.progress, run.progress.best_dice
     score = "none" if best is None else f"{best:.3f} at step {done.best_step}"
     sys.stdout.write(
-        f"{done.step} steps in {done.minutes:.1f} min; best validation Dice {score}\nmodel in {out / 'best'}\n"
+        f"{done.step} steps in {done.minutes:.1f} min; best validation Dice {score}\n"
+        f"model in {out / 'best'}\n"
     )
     if stopped_by is None:
         return 0
