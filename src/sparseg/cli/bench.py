@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import cyclopts
 
@@ -18,6 +19,7 @@ def model(
     pairs: int = 5,
     warmup: int = 1,
     batch: int = 1,
+    modes: tuple[Literal["inference", "training"], ...] = ("inference", "training"),
     device: str = "cpu",
     threads: int | None = None,
 ) -> int:
@@ -35,6 +37,8 @@ def model(
         Untimed rounds before.
     batch
         Windows per step.
+    modes
+        What to time.
     device
         cpu or cuda.
     threads
@@ -48,6 +52,7 @@ def model(
         pairs=pairs,
         warmup=warmup,
         batch=batch,
+        modes=modes,
         device=device,
         threads=threads,
         on_progress=lambda text: sys.stderr.write(f"{text}\n"),

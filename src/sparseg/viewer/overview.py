@@ -17,7 +17,9 @@ from sparseg.volumes.volume import Volume
 
 # Axis that a plane cuts, and the names of its borders (left, right, bottom, top) in a RAS array shown
 # upright.
-_PLANES = (("axial", 2, "LRPA"), ("coronal", 1, "LRIS"), ("sagittal", 0, "PAIS"))
+_PLANES = (("axial", 2, "RLPA"), ("coronal", 1, "RLIS"), ("sagittal", 0, "PAIS"))
+
+_WIDTH = 5.0  # of one column, in inches
 
 
 def draw_overview(
@@ -32,7 +34,7 @@ def draw_overview(
     """Write a PNG: one column per label map, `num_axial` axial slices and one coronal and sagittal slice
     each.
 
-    The patient's left is on the left of the picture, as the array axes run (RAS); the letters say so.
+    Shown as radiologists do: the patient's right is on the left of axial and coronal slices; letters say so.
 
     Args:
         path: PNG to write.
@@ -56,14 +58,24 @@ def draw_overview(
     maps = [reorient(labels.array, permutation, flips)[0] for labels in columns.values()]
     spacing = [image.spacing[axis] for axis in permutation]
     slices = _choose_slices(maps, num_axial)
-    figure = Figure(figsize=(5.2 * len(maps) + 2.2, 3.4 * len(slices)), layout="constrained")
+    box = _box(maps)
+    extent = [(part.stop - part.start) * edge for part, edge in zip(box, spacing, strict=True)]
+    heights = [_WIDTH * extent[_up(axis)] / extent[_across(axis)] for _, axis, _, _ in slices]
+    size = (_WIDTH * len(maps) + 2.4, sum(heights) + 0.5 * len(heights))
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(slices), len(maps), squeeze=False)
+    axes = figure.subplots(len(slices), len(maps), squeeze=False, height_ratios=heights)
     colours = _colours(names)
     for row, (plane, axis, number, borders) in enumerate(slices):
         for column, (title, ids) in enumerate(zip(columns, maps, strict=True)):
             shown = axes[row][column]
-            _draw_slice(shown, picture, ids, colours, plane=(axis, number), spacing=spacing, window=window)
+            here = tuple(slice(number, number + 1) if a == axis else part for a, part in enumerate(box))
+            gray, drawn = (array[here].squeeze(axis).T for array in (picture, ids))
+            aspect = spacing[_up(axis)] / spacing[_across(axis)]
+            shown.imshow(gray, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", aspect=aspect)
+            _draw_labels(shown, drawn, colours)
+            if borders[0] == "R":
+                shown.invert_xaxis()
             shown.set_title(f"{title}, {plane} {number}" if row == 0 else f"{plane} {number}", fontsize=9)
             shown.set_xlabel(f"{borders[0]} - {borders[1]}", fontsize=7)
             shown.set_ylabel(f"{borders[2]} - {borders[3]}", fontsize=7)
@@ -95,31 +107,45 @@ def _choose_slices(maps: Sequence[np.ndarray], num_axial: int) -> list[tuple[str
     return chosen
 
 
-def _draw_slice(
-    axes: Any,
-    picture: np.ndarray,
-    ids: np.ndarray,
-    colours: Mapping[int, Any],
-    *,
-    plane: tuple[int, int],
-    spacing: Sequence[float],
-    window: tuple[float, float],
-) -> None:
-    axis, number = plane
-    across, up = (other for other in range(3) if other != axis)
-    gray = np.take(picture, number, axis=axis).T
-    drawn = np.take(ids, number, axis=axis).T
-    aspect = spacing[up] / spacing[across]
-    axes.imshow(gray, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", aspect=aspect)
-    for value in np.unique(drawn):
+def _draw_labels(axes: Any, ids: np.ndarray, colours: Mapping[int, Any]) -> None:
+    """Fill each label lightly and draw its outline; `ids` as shown, rows upwards."""
+    shade = np.zeros((*ids.shape, 4))
+    for value in np.unique(ids):
         if value:
-            axes.contour(drawn == value, levels=[0.5], colors=[colours[int(value)]], linewidths=1.0)
-    axes.set_xticks([])
-    axes.set_yticks([])
+            shade[ids == value] = (*colours[int(value)][:3], 0.25)
+            # Padded, so that outlines close at the picture's border.
+            padded = np.pad(ids == value, 1)
+            rows, columns = (np.arange(-1, n + 1) for n in ids.shape)
+            axes.contour(columns, rows, padded, levels=[0.5], colors=[colours[int(value)]], linewidths=1.2)
+    axes.imshow(shade, origin="lower", aspect=axes.get_aspect(), interpolation="nearest")
+    axes.set(xticks=[], yticks=[], xlim=(-0.5, ids.shape[1] - 0.5), ylim=(-0.5, ids.shape[0] - 0.5))
+
+
+def _box(maps: Sequence[np.ndarray], margin: float = 0.3) -> tuple[slice, slice, slice]:
+    """Bounding box of all labels with a margin (share of its size); everything where nothing is labelled."""
+    anything = np.any([ids > 0 for ids in maps], axis=0)
+    parts = []
+    for axis, edge in enumerate(anything.shape):
+        where = np.flatnonzero(anything.any(axis=tuple(other for other in range(3) if other != axis)))
+        first, last = (int(where[0]), int(where[-1])) if len(where) else (0, edge - 1)
+        wider = int(margin * (last - first)) + 1
+        parts.append(slice(max(0, first - wider), min(edge, last + 1 + wider)))
+    return (parts[0], parts[1], parts[2])
+
+
+def _across(axis: int) -> int:
+    """Array axis that runs across the picture of a plane cutting `axis`."""
+    return 1 if axis == 0 else 0
+
+
+def _up(axis: int) -> int:
+    """Array axis that runs up the picture of a plane cutting `axis`."""
+    return 1 if axis == 2 else 2
 
 
 def _colours(names: Mapping[int, str]) -> dict[int, Any]:
     from matplotlib import colormaps
 
-    palette = colormaps["tab20"]
-    return {value: palette((2 * value + value // 10) % 20) for value in names}
+    palette = colormaps["gist_rainbow"]
+    # Neighbouring ids get distant hues.
+    return {value: palette((value * 0.618034) % 1.0) for value in names}
