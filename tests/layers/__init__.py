@@ -1,0 +1,1 @@
+"""Attention, block and position tables against what they claim to be."""
