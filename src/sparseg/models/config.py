@@ -15,8 +15,37 @@ from sparseg.tokens.select import CountRule, SoftTopK
 class SegmenterConfig(Config):
     """All settings of `SparseUNETR`, with the defaults of the public API.
 
-    The defaults of the last group differ from the published code where that is measurably weak; the reasons
-    stand in docs/explanation/choices.md, and `PUBLISHED_OPTIONS` switches the published behaviour on.
+    Where the published code is measurably weak the defaults differ from it; docs/explanation/choices.md has
+    the reasons, and `PUBLISHED_OPTIONS` switches the published behaviour on.
+
+    Attributes:
+        in_channels: Image channels C.
+        num_classes: Outputs K, background included.
+        roi_size: Window in voxels (H, W, D), a multiple of the patch.
+        patch_size: Patch edge(s) in voxels: 1, 2, 4, 8 or 16 per axis.
+        embed_dim: Token width E.
+        depth: Transformer blocks.
+        num_heads: Attention heads.
+        feature_size: Width of the decoder's finest level.
+        pruning_stages: Zero-based blocks before which tokens are pruned; empty for a dense model.
+        keep_ratio: Share of the tokens entering a stage that leave it, one for all stages or one per stage.
+        num_keep: Absolute counts per stage instead of ratios.
+        mlp_ratio: Hidden width of the MLPs over E.
+        qkv_bias: Bias of the attention projections.
+        class_token: Whether a class token runs along (never scored, never pruned).
+        norm_eps: Epsilon of the encoder's and assembler's LayerNorms.
+        drop_path: Stochastic depth rate of the last block; rises linearly from 0.
+        assembly_depth: Completion blocks over the full grid.
+        assembly_dim: Their width; None takes E.
+        assembly_num_heads: Their heads; None takes those of the encoder.
+        skips: `per_depth` gives each decoder level the grid as it stood at its depth; `shared` gives all the
+            completed grid (published).
+        score_transform: Scale of the scores: `standardize`, `log_sigmoid` (published) or `none`.
+        soft_topk: Gradient of the selection: `budget_exact` or `gumbel_softmax` (published).
+        temperature: Temperature of the soft top-k, in units of the transformed scores.
+        noise_scale: Factor on the Gumbel noise added to scores while training; 0 selects as evaluation does.
+        count_rule: `exact` keeps max(1, floor(ratio x n)) in decimal arithmetic; `published` int(n x ratio) in
+            floating point.
     """
 
     in_channels: int = Field(default=1, ge=1)
