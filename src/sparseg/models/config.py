@@ -44,8 +44,8 @@ class SegmenterConfig(Config):
         soft_topk: Gradient of the selection: `budget_exact` or `gumbel_softmax` (published).
         temperature: Temperature of the soft top-k, in units of the transformed scores.
         noise_scale: Factor on the Gumbel noise added to scores while training; 0 selects as evaluation does.
-        count_rule: `exact` keeps max(1, floor(ratio x n)) in decimal arithmetic; `published` int(n x ratio) in
-            floating point.
+        count_rule: `exact` keeps max(1, floor(ratio x n)) in decimal arithmetic; `published` int(n x ratio)
+            in floating point.
     """
 
     in_channels: int = Field(default=1, ge=1)

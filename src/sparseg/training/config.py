@@ -57,7 +57,14 @@ class AugmentConfig(Config):
 class OptimizerConfig(Config):
     """AdamW with layer-wise learning-rate decay in the encoder.
 
-    Linear warm-up and a cosine to `min_lr_share`.
+    Attributes:
+        lr: Largest learning rate.
+        betas: AdamW's averages.
+        weight_decay: Not applied to biases, norms, position table and class token.
+        layer_decay: Factor on the learning rate per block, counted from the last.
+        warmup_steps: Steps of linear warm-up.
+        min_lr_share: Share of `lr` at the end of the cosine.
+        clip_norm: Largest norm of the gradient.
     """
 
     lr: float = Field(default=1e-3, gt=0)
@@ -76,6 +83,8 @@ class TrainConfig(Config):
         preset: Named model.
         model: Overrides of the preset; `in_channels` and `num_classes` always follow the dataset.
         preprocess: None takes the modality's intensity mapping and the median spacing of the training cases.
+        augment: See below.
+        optimizer: See below.
         batch_size: Crops per step and process.
         positive_share: Share of the crops centred on a labelled voxel (classes equally likely).
         max_steps: Optimiser steps of the whole schedule.
@@ -83,8 +92,10 @@ class TrainConfig(Config):
         validate_every: Steps between validations.
         val_share: Share of the labelled cases held out for validation.
         overlap: Overlap of validation windows.
+        num_workers: Processes that cut and augment crops beside the training process.
         precision: fp32, or bf16/fp16 autocast on a device that has it.
         weights_dtype: Type of the stored weights of the best and last model.
+        seed: Fixes the split, the initial weights, every crop and all noise.
         provenance: What the model card should say about the data (free text).
     """
 
