@@ -40,7 +40,7 @@ def test_explicit_attention_one_head_at_a_time() -> None:
         for i in range(5):
             logits = [float(q[i] @ k[j]) / math.sqrt(4) for j in range(5)]
             total = sum(math.exp(value) for value in logits)
-            weights[i] = torch.tensor([math.exp(value) / total for value in logits])
+            weights[i] = torch.tensor([math.exp(value) / total for value in logits], dtype=torch.float64)
         heads.append(weights @ v)
     expected = torch.cat(heads, dim=1) @ attention.proj.weight.T + attention.proj.bias
     assert (attention(x)[0] - expected).abs().max() <= 1e-12
