@@ -30,9 +30,9 @@ def render() -> str:
     parts = [
         "# Configuration reference\n",
         "Made by `scripts/config_reference.py` from the settings classes; do not edit by hand.\n",
-        "`sparseg train DATASET --out RUN --config FILE.yaml --set optimizer.lr=5e-4`: defaults, then the file,",
-        "then `--set`, then the flags. An unknown key is an error. `in_channels` and `num_classes` follow the",
-        "dataset.\n",
+        "`sparseg train DATASET --out RUN --config FILE.yaml --set optimizer.lr=5e-4`:",
+        "defaults, then the file, then `--set`, then the flags. An unknown key is an error.",
+        "`in_channels` and `num_classes` follow the dataset.\n",
         f"Presets: {', '.join(f'`{name}`' for name in PRESETS)}.\n",
     ]
     for title, note, kind in SECTIONS:

@@ -160,7 +160,7 @@ class Run:
         # clip_grad_norm_ spreads one NaN over all gradients, so a step on it would lose every weight.
         if bool(torch.isfinite(loss)) and (self.config.precision == "fp16" or bool(torch.isfinite(norm))):
             self.optimizer.step()
-            return float(loss)
+            return float(loss.detach())
         logger.warning("step %d skipped: loss or gradient is not finite", self.progress.step)
         return math.nan
 
