@@ -1,0 +1,1 @@
+"""Windows: where they lie, what they weigh, and that putting them together loses nothing."""
