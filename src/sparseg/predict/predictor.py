@@ -136,10 +136,14 @@ class Predictor:
 
 
 def labels_on_original_grid(logits: Tensor, record: PreprocessRecord, card: ModelCard) -> np.ndarray:
-    """Ids `[H0, W0, D0]` uint8 on the original grid; outside the foreground crop is 0."""
+    """Ids `[H0, W0, D0]` on the original grid; outside the foreground crop is 0.
+
+    uint8, or uint16 where the model has ids above 255.
+    """
     positions = [model_positions(record, axis) for axis in range(3)]
-    full = np.zeros(record.reoriented_shape, dtype=np.uint8)
-    full[crop_box(record)] = finish_labels(logits, positions, make_decision(card.regions))
+    dtype = np.uint8 if max(card.labels) < 256 else np.uint16
+    full = np.zeros(record.reoriented_shape, dtype=dtype)
+    full[crop_box(record)] = finish_labels(logits, positions, make_decision(card.regions), dtype=dtype)
     return np.ascontiguousarray(undo_reorient(full[None], record.permutation, record.flips)[0])
 
 

@@ -15,6 +15,7 @@ def finish_labels(
     decide: Callable[[Tensor], Tensor],
     *,
     slab: int = 16,
+    dtype: type[np.uint8] | type[np.uint16] = np.uint8,
 ) -> np.ndarray:
     """Interpolate logits linearly at separable positions and decide, slab by slab along the last axis.
 
@@ -24,18 +25,19 @@ def finish_labels(
             outside the grid take its border value.
         decide: Logits `[K, H', W', s]` -> ids `[H', W', s]`.
         slab: Target slices per step; bounds the memory at K x H' x W' x slab floats.
+        dtype: Type of the ids; must hold the largest.
 
     Returns:
-        uint8 ids `[H', W', D']`.
+        Ids `[H', W', D']` of `dtype`.
     """
     size = tuple(len(axis) for axis in positions)
-    labels = np.empty(size, dtype=np.uint8)
+    labels = np.empty(size, dtype=dtype)
     for first in range(0, size[2], slab):
         part = slice(first, min(first + slab, size[2]))
         # The last axis first: it shrinks to the slab, so the other two work on little data.
         values = _interpolate(logits, 3, positions[2][part])
         values = _interpolate(_interpolate(values, 2, positions[1]), 1, positions[0])
-        labels[:, :, part] = decide(values).numpy().astype(np.uint8)
+        labels[:, :, part] = decide(values).numpy().astype(dtype)
     return labels
 
 
