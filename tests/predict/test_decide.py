@@ -1,0 +1,52 @@
+"""From logits to ids."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+
+from predict.threshold_model import BRATS
+from sparseg.predict.decide import make_decision, paint_order
+
+
+def test_classes_by_argmax():
+    logits = torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(make_decision({})(logits), logits.argmax(dim=0))
+
+
+def test_brats_regions_give_the_innermost_id():
+    # Every combination of present and absent, one voxel each.
+    present = torch.tensor(list(product((False, True), repeat=3))).T
+    logits = torch.where(present, 0.1, -0.1).reshape(3, 8, 1, 1)
+    ids = make_decision(BRATS)(logits).flatten().tolist()
+    whole, core, enhancing = present.tolist()
+    expected = [3 if e else 2 if c else 1 if w else 0 for w, c, e in zip(whole, core, enhancing, strict=True)]
+    assert ids == expected
+
+
+def test_a_logit_of_zero_is_absent():
+    assert make_decision({"a": (1,)})(torch.zeros(1, 2, 2, 2)).sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("regions", "order"),
+    [
+        (BRATS, [(0, 1), (1, 2), (2, 3)]),
+        # The order of the channels is the dataset's, that of painting is by size.
+        ({"enhancing": (3,), "core": (2, 3), "whole": (1, 2, 3)}, [(2, 1), (1, 2), (0, 3)]),
+        ({"kidney": (2,), "liver": (1,)}, [(0, 2), (1, 1)]),
+        ({"one": (1, 2), "same": (1, 2)}, [(0, 1), (1, 1)]),
+        # Two parts fill the whole, which has no id of its own left.
+        ({"organ": (4, 7), "part": (4,), "rest": (7,)}, [(0, 4), (1, 4), (2, 7)]),
+    ],
+    ids=["brats", "reversed", "disjoint", "identical", "filled"],
+)
+def test_paint_order(regions, order):
+    assert paint_order(regions) == order
+
+
+def test_disjoint_regions_do_not_disturb_each_other():
+    logits = torch.tensor([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0]]).reshape(2, 3, 1, 1)
+    assert make_decision({"kidney": (2,), "liver": (5,)})(logits).flatten().tolist() == [2, 5, 0]
