@@ -1,0 +1,172 @@
+"""The four models that are measured side by side, all built from one preset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sparseg.benchmark.naive import NaiveSparse
+from sparseg.config import parse_config
+from sparseg.errors import ConfigError
+from sparseg.models.build import segmenter_from_config
+from sparseg.models.config import SegmenterConfig
+from sparseg.models.presets import preset as preset_values
+from sparseg.shapes import Triple, num_tokens, token_grid
+
+VARIANTS = ("sparse", "dense_p8", "dense_p16_monai", "naive_sparse")
+MODES = ("inference", "training")
+MONAI_DEPTH = 12
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model and what the rows say about it.
+
+    Attributes:
+        name: One of `VARIANTS`.
+        net: `[B, C, *roi]` -> logits `[B, K, *roi]`.
+        encoder: Submodule whose return ends the encoder part.
+        decoder: Submodule whose call starts the decoder part, everything in between being assembly; None:
+            the decoder starts where the encoder ends.
+        patch_size: Patch edges in voxels.
+        token_counts: Patch tokens from the start and after each pruning stage.
+        keep_ratios: Keep ratio of each pruning stage.
+    """
+
+    name: str
+    net: nn.Module
+    encoder: nn.Module
+    decoder: nn.Module | None
+    patch_size: Triple
+    token_counts: list[int]
+    keep_ratios: tuple[float, ...]
+
+
+def bench_config(preset: str) -> SegmenterConfig:
+    """Settings of a preset that can be benchmarked.
+
+    Raises:
+        ConfigError: unknown preset, or one without pruning stages.
+    """
+    config = parse_config(SegmenterConfig, preset_values(preset), where=preset)
+    if not config.pruning_stages:
+        raise ConfigError(
+            "a benchmark compares a sparse model with dense ones",
+            received=f"preset {preset}, which prunes no tokens",
+            remedy="choose a preset with pruning stages, e.g. btcv",
+            where="preset",
+        )
+    return config
+
+
+def choose_variants(
+    config: SegmenterConfig, names: Sequence[str] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Return the variants to measure, in the order of `VARIANTS`, and why each other one is left out.
+
+    Raises:
+        ConfigError: an unknown name, or nothing left to measure.
+    """
+    wanted = VARIANTS if names is None else names
+    unknown = sorted(set(wanted) - set(VARIANTS))
+    if unknown:
+        raise ConfigError(
+            f"a variant must be one of {', '.join(VARIANTS)}", received=", ".join(unknown), where="variants"
+        )
+    left_out = {}
+    for name in VARIANTS:
+        reason = _misfit(name, config) if name in wanted else "not asked for"
+        if reason:
+            left_out[name] = reason
+    chosen = [name for name in VARIANTS if name not in left_out]
+    if not chosen:
+        raise ConfigError("at least one variant must fit the preset", received=left_out, where="variants")
+    return chosen, left_out
+
+
+def _misfit(name: str, config: SegmenterConfig) -> str:
+    """Why a variant cannot be built at the sizes of `config`; empty where it can."""
+    roi = "x".join(str(edge) for edge in config.roi_size)
+    if name == "dense_p8" and any(edge % 8 for edge in config.roi_size):
+        return f"roi {roi} is not a multiple of patch 8"
+    if name == "dense_p16_monai":
+        if config.depth != MONAI_DEPTH:
+            return f"MONAI's UNETR has depth {MONAI_DEPTH}, the preset {config.depth}"
+        if any(edge % 16 for edge in config.roi_size):
+            return f"roi {roi} is not a multiple of patch 16"
+    if name == "naive_sparse" and not config.class_token:
+        return "the published code has a class token, the preset none"
+    return ""
+
+
+def build_variant(name: str, config: SegmenterConfig, seed: int = 0) -> Variant:
+    """Build one model with random weights; `sparse` and `naive_sparse` of one seed are equal.
+
+    Args:
+        name: One of `VARIANTS` that fits `config`.
+        config: Settings of the sparse model.
+        seed: Of the weights; torch's global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == "dense_p16_monai":
+            return _monai_variant(config)
+        if name == "dense_p8":
+            config = _dense_patch8(config)
+        net = segmenter_from_config(config)
+    counts = net.token_counts()
+    if name == "naive_sparse":
+        naive = NaiveSparse(net)
+        return Variant(
+            name, naive, naive.encoder, naive.decoder, config.patch_size, counts, config.keep_ratios
+        )
+    return Variant(name, net, net.encoder, net.decoder, config.patch_size, counts, config.keep_ratios)
+
+
+def _dense_patch8(config: SegmenterConfig) -> SegmenterConfig:
+    """Same sizes, nothing pruned, and the per-depth skips of a plain UNETR."""
+    values = config.model_dump() | {
+        "pruning_stages": (),
+        "patch_size": (8, 8, 8),
+        "skips": "per_depth",
+        "num_keep": None,
+    }
+    if isinstance(config.keep_ratio, tuple):
+        values["keep_ratio"] = ()
+    return parse_config(SegmenterConfig, values)
+
+
+def _monai_variant(config: SegmenterConfig) -> Variant:
+    from monai.networks.nets import UNETR
+
+    net = UNETR(
+        in_channels=config.in_channels,
+        out_channels=config.num_classes,
+        img_size=config.roi_size,
+        feature_size=config.feature_size,
+        hidden_size=config.embed_dim,
+        mlp_dim=round(config.embed_dim * config.mlp_ratio),
+        num_heads=config.num_heads,
+        qkv_bias=config.qkv_bias,
+    )
+    fuse_attention(net)
+    patch_size = (16, 16, 16)
+    counts = [num_tokens(token_grid(config.roi_size, patch_size))]
+    return Variant("dense_p16_monai", net, net.vit, None, patch_size, counts, ())
+
+
+def fuse_attention(net: nn.Module) -> int:
+    """Switch MONAI's attention blocks to the fused kernel, which its UNETR does not offer to callers.
+
+    Returns:
+        How many blocks were switched.
+    """
+    from monai.networks.blocks.selfattention import SABlock
+
+    blocks = [part for part in net.modules() if isinstance(part, SABlock)]
+    for block in blocks:
+        block.use_flash_attention = True
+    return len(blocks)
