@@ -14,6 +14,7 @@ from sparseg.cli.output import print_error
 from sparseg.errors import InputError, SparsegError
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+WRONG_PATH = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 app = cyclopts.App(
     name="sparseg",
@@ -36,12 +37,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        result = app(arguments, exit_on_error=False, print_error=True)
-    except cyclopts.CycloptsError:
+        result = app(arguments, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        command = " ".join(["sparseg", *(error.command_chain or ())])
+        print_error(f"{' '.join(str(error).split())} See `{command} --help`.")
         return EXIT_BAD_INPUT
     except SparsegError as error:
         print_error(str(error))
         return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
+    except OSError as error:
+        # Reading and writing raise typed errors where sparseg knows the file; this is the rest.
+        print_error(f"{error.filename or 'file system'}: {error.strerror or type(error).__name__}")
+        return EXIT_BAD_INPUT if isinstance(error, WRONG_PATH) else EXIT_FAILED
     except KeyboardInterrupt:
         print_error("interrupted; files already complete are kept")
         return EXIT_INTERRUPTED

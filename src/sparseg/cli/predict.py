@@ -90,6 +90,8 @@ class _Watcher:
 
     def on_start(self, case: PredictionCase) -> Callable[[int, int], None]:
         """Start a case's bar."""
+        for finished in self.bar.task_ids:
+            self.bar.remove_task(finished)
         task = self.bar.add_task(case.name, total=None)
         return lambda done, total: self.bar.update(task, completed=done, total=total)
 
