@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from sparseg.errors import SparsegError
+from sparseg.errors import InputError, SparsegError
 from sparseg.predict.inputs import PredictionCase
 from sparseg.predict.predictor import CaseResult, Predictor
+from sparseg.volumes.atomic import write_atomically
 
 REPORT = "report.json"
 
@@ -41,11 +41,11 @@ def predict_cases(
     """
     rows: list[dict[str, Any]] = []
     errors = []
+    (out / REPORT).unlink(missing_ok=True)  # whatever it says is not about this run
     for case in cases:
-        case.output.unlink(missing_ok=True)
         progress = monitor.on_start(case)
         try:
-            result = predictor.predict_file(case.image, case.output, on_progress=progress)
+            result = _predict_case(predictor, case, progress)
         except SparsegError as error:
             errors.append(error)
             rows.append({"case": case.name, "status": "error", "code": error.code, "message": str(error)})
@@ -68,8 +68,29 @@ def predict_cases(
     return errors
 
 
+def _predict_case(
+    predictor: Predictor, case: PredictionCase, on_progress: Callable[[int, int], None]
+) -> CaseResult:
+    try:
+        case.output.unlink(missing_ok=True)
+        return predictor.predict_file(case.image, case.output, on_progress=on_progress)
+    except OSError as error:
+        # One folder without permission must not cost the other cases.
+        raise InputError(
+            "the image must be readable and the output writable",
+            received=error.strerror or type(error).__name__,
+            remedy="check permissions and free space",
+            where=error.filename or case.image,
+            code="file-system",
+        ) from error
+
+
 def write_report(out: Path, predictor: Predictor, rows: Sequence[dict[str, Any]]) -> None:
-    """Write `report.json` in one step."""
+    """Write `report.json` in one step.
+
+    Raises:
+        VolumeError: the folder cannot be written to.
+    """
     report = {
         "token_counts": predictor.net.token_counts(),
         "weights_sha256": predictor.card.weights_sha256,
@@ -77,10 +98,15 @@ def write_report(out: Path, predictor: Predictor, rows: Sequence[dict[str, Any]]
         "device": predictor.settings.device,
         "cases": list(rows),
     }
+    content = (json.dumps(report, indent=2) + "\n").encode()
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{REPORT}.new"
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(report, indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(out / REPORT)
+    write_atomically(out / REPORT, lambda file: _write(file, content), lambda path: _verify(path, content))
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+
+
+def _verify(path: Path, content: bytes) -> None:
+    if path.read_bytes() != content:
+        raise OSError("the file read back differs")

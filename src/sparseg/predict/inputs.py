@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparseg.errors import InputError
+from sparseg.errors import InputError, VolumeError
 from sparseg.volumes.io import SUFFIXES, case_name, is_dicom_folder
 
 
@@ -34,13 +34,17 @@ def collect_cases(inputs: Sequence[Path], out: Path) -> list[PredictionCase]:
     cases = [PredictionCase(name := case_name(image), image, out / f"{name}.nii.gz") for image in images]
     by_name: dict[str, Path] = {}
     for case in cases:
-        if case.name in by_name:
+        # Some file systems do not tell capitals apart.
+        other = by_name.setdefault(case.name.casefold(), case.image)
+        if other is not case.image:
             raise InputError(
                 "every input must have a name of its own, since its output is named after it",
-                received=f"{by_name[case.name]} and {case.image}",
+                received=f"{other} and {case.image}",
                 remedy="predict them into different folders",
+                where=case.output,
             )
-        by_name[case.name] = case.image
+    if out.exists() and not out.is_dir():
+        raise InputError("the output must be a folder", received="a file", remedy="choose another", where=out)
     sources = {image.resolve() for image in images}
     for case in cases:
         if case.output.resolve() in sources:
@@ -53,14 +57,9 @@ def collect_cases(inputs: Sequence[Path], out: Path) -> list[PredictionCase]:
 
 
 def _expand(path: Path) -> list[Path]:
-    if not path.is_dir() or is_dicom_folder(path):
+    if not path.is_dir() or _may_be_series(path):
         return [path]
-    found = sorted(
-        child
-        for child in path.iterdir()
-        if (child.is_file() and child.name.lower().endswith(SUFFIXES) and not child.name.startswith("."))
-        or (child.is_dir() and is_dicom_folder(child))
-    )
+    found = sorted(child for child in path.iterdir() if _is_case(child))
     if not found:
         raise InputError(
             "an input folder must hold NIfTI files or DICOM series",
@@ -69,3 +68,17 @@ def _expand(path: Path) -> list[Path]:
             where=path,
         )
     return found
+
+
+def _is_case(child: Path) -> bool:
+    if child.name.startswith("."):
+        return False
+    # By name alone: a dangling link or a folder called x.nii.gz is a case that fails, not one that vanishes.
+    return child.name.lower().endswith(SUFFIXES) or (child.is_dir() and _may_be_series(child))
+
+
+def _may_be_series(folder: Path) -> bool:
+    try:
+        return is_dicom_folder(folder)
+    except (OSError, VolumeError):
+        return True  # not readable: an error of this case when its turn comes, not one of all cases
