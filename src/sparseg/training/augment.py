@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from monai.transforms import (
     Compose,
-    Rand3DElasticd,
     RandAdjustContrastd,
     RandAffined,
     RandFlipd,
@@ -20,6 +19,7 @@ from monai.transforms import (
     RandRotate90d,
     RandScaleIntensityd,
     RandShiftIntensityd,
+    RandSmoothDeformd,
 )
 from torch import Tensor
 
@@ -53,58 +53,71 @@ class ThinSlab(Randomizable):  # type: ignore[misc]
         return {key: crop[key] * mask for key in BOTH}
 
 
-class ClassContrast(Randomizable):  # type: ignore[misc]
-    """Shifts the intensity of each labelled structure by an offset of its own.
+class LabelContrast(Randomizable):  # type: ignore[misc]
+    """Shifts the intensity of the labelled structures, all by one offset and some by one of their own.
 
     One scan shows an organ with one enhancement only; a network trained on it must not take that for the
     organ.
 
     Args:
-        probability: Of shifting a structure.
-        largest: Largest offset, in image units, either way.
+        common: (probability, largest offset in image units) of the shift of all structures together.
+        single: (probability per structure, largest offset in image units) of further shifts.
     """
 
-    def __init__(self, probability: float, largest: float) -> None:
-        self.probability, self.largest = probability, largest
+    def __init__(self, common: tuple[float, float], single: tuple[float, float]) -> None:
+        self.common, self.single = common, single
 
     def __call__(self, crop: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{"image", "label"} -> the same with the image changed inside labels 1, 2, ..."""
         label = crop["label"].long()
-        highest = int(label.max())
-        chosen = self.R.random(highest + 1) < self.probability
-        offsets = torch.as_tensor(self.R.uniform(-self.largest, self.largest, highest + 1) * chosen)
+        count = int(label.max()) + 1
+        offsets = self.R.uniform(-self.single[1], self.single[1], count) * (
+            self.R.random(count) < self.single[0]
+        )
+        if self.R.random() < self.common[0]:
+            offsets += self.R.uniform(-self.common[1], self.common[1])
         offsets[0] = 0.0
-        return {"image": crop["image"] + offsets.to(crop["image"].dtype)[label], "label": crop["label"]}
+        table = torch.as_tensor(offsets, dtype=crop["image"].dtype)
+        return {"image": crop["image"] + table[label], "label": crop["label"]}
+
+
+def margin_size(roi: Triple) -> Triple:
+    """Size of the crop that the chain takes for an output of `roi`: half as large again, even."""
+    h, w, d = (2 * math.ceil(edge * 0.75) for edge in roi)
+    return (h, w, d)
 
 
 def make_augmentation(config: AugmentConfig, roi: Triple) -> Compose:
-    """Chain of transforms from a crop with margin to a crop of `roi`.
+    """Chain of transforms from a crop of `margin_size` to a crop of `roi`.
 
-    Keys image (background at 0) and label.
+    Keys are image (background at 0) and label.
     """
-    angle = math.radians(config.rotate_deg)
-    affine: dict[str, Any] = {
-        "keys": BOTH,
-        "rotate_range": (angle,) * 3,
-        "scale_range": (config.scale,) * 3,
-        "spatial_size": roi,
-        "mode": ("bilinear", "nearest"),
-        "padding_mode": "zeros",
-    }
-    elastic = Rand3DElasticd(
-        **affine,
-        prob=1.0,
-        sigma_range=(config.elastic_sigma_vox, config.elastic_sigma_vox * 1.5),
-        magnitude_range=(0.0, config.elastic_magnitude_vox),
+    size = margin_size(roi)
+    deform = RandSmoothDeformd(
+        BOTH,
+        spatial_size=size,
+        rand_size=[max(2, round(edge / config.elastic_spacing_vox) + 1) for edge in size],
+        field_mode="trilinear",
+        prob=config.elastic,
+        def_range=2 * config.elastic_magnitude,  # MONAI's unit is half an edge
+        grid_mode=("bilinear", "nearest"),
+        grid_padding_mode="zeros",
+        grid_align_corners=True,  # MONAI's grid spans -1 to 1 over voxel centres
     )
-    rot90 = config.rot90 if roi[0] == roi[1] else 0.0
-    steps: list[Any] = [
-        _Either(elastic, RandAffined(**affine, prob=config.affine), config.affine * config.elastic)
-    ]
+    affine = RandAffined(
+        BOTH,
+        prob=config.affine,
+        rotate_range=(math.radians(config.rotate_deg),) * 3,
+        scale_range=(config.scale,) * 3,
+        spatial_size=roi,
+        mode=("bilinear", "nearest"),
+        padding_mode="zeros",
+    )
+    steps: list[Any] = [deform, affine]
     steps += [RandFlipd(BOTH, prob=prob, spatial_axis=axis) for axis, prob in enumerate(config.flip)]
-    steps += [RandRotate90d(BOTH, prob=rot90, spatial_axes=(0, 1))]
+    steps += [RandRotate90d(BOTH, prob=config.rot90 if roi[0] == roi[1] else 0.0, spatial_axes=(0, 1))]
     steps += [
-        ClassContrast(*config.class_contrast),
+        LabelContrast(config.label_contrast, config.class_contrast),
         RandGaussianSmoothd("image", prob=config.blur[0], **_sigmas(config.blur[1])),
         RandAdjustContrastd(
             "image", prob=config.contrast[0], gamma=(2 ** -config.contrast[1], 2 ** config.contrast[1])
@@ -139,22 +152,6 @@ def augment(
     changed = chain(data)
     image = torch.as_tensor(changed["image"]).float() + pad_value
     return image.contiguous(), torch.as_tensor(changed["label"]).round().long().contiguous()
-
-
-class _Either(Randomizable):  # type: ignore[misc]
-    """One of two transforms: the first with the given probability."""
-
-    def __init__(self, first: Any, second: Any, probability: float) -> None:
-        self.first, self.second, self.probability = first, second, probability
-
-    def set_random_state(self, seed: int | None = None, state: Any = None) -> _Either:
-        super().set_random_state(seed, state)
-        self.first.set_random_state(state=self.R)
-        self.second.set_random_state(state=self.R)
-        return self
-
-    def __call__(self, data: Any) -> Any:
-        return self.first(data) if self.R.random() < self.probability else self.second(data)
 
 
 def _sigmas(largest: float) -> dict[str, tuple[float, float]]:

@@ -23,13 +23,15 @@ class AugmentConfig(Config):
         affine: Probability of rotation, scaling and shift.
         rotate_deg: Largest rotation about each axis, in degrees.
         scale: Largest relative change of size, e.g. 0.2 for 0.8 to 1.2.
-        elastic: Probability that the affine step also deforms elastically.
-        elastic_sigma_vox: Smoothness of the deformation, in voxels.
-        elastic_magnitude_vox: Largest deformation before smoothing, in voxels.
+        elastic: Probability of a smooth random deformation before the affine step.
+        elastic_spacing_vox: Distance of the deformation's control points, in voxels.
+        elastic_magnitude: Largest shift of a control point, as a share of the crop's edge.
         intensity_scale: Relative change of intensity, as (probability, factor).
         intensity_shift: Shift of intensity, as (probability, offset in model units).
-        class_contrast: Shift of the intensity of each labelled structure on its own, as (probability per
-            structure, largest offset in model units): an organ with and without contrast agent.
+        label_contrast: Common shift of the intensity of all labelled structures, as (probability, largest
+            offset in model units): a scan with and without contrast agent.
+        class_contrast: Further shift of each structure on its own, as (probability per structure, largest
+            offset in model units).
         contrast: Gamma, as (probability, largest log2 gamma).
         noise: Gaussian noise, as (probability, standard deviation in model units).
         blur: Gaussian smoothing, as (probability, largest sigma in voxels).
@@ -43,10 +45,11 @@ class AugmentConfig(Config):
     rotate_deg: float = Field(default=15.0, ge=0, le=180)
     scale: float = Field(default=0.2, ge=0, lt=1)
     elastic: Probability = 0.0
-    elastic_sigma_vox: float = Field(default=6.0, gt=0)
-    elastic_magnitude_vox: float = Field(default=60.0, ge=0)
+    elastic_spacing_vox: float = Field(default=24.0, gt=0)
+    elastic_magnitude: float = Field(default=0.1, ge=0, lt=1)
     intensity_scale: tuple[Probability, float] = (0.1, 0.1)
     intensity_shift: tuple[Probability, float] = (0.1, 0.1)
+    label_contrast: tuple[Probability, float] = (0.0, 0.2)
     class_contrast: tuple[Probability, float] = (0.0, 0.2)
     contrast: tuple[Probability, float] = (0.1, 0.5)
     noise: tuple[Probability, float] = (0.1, 0.05)

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparseg.shapes import Triple
-from sparseg.training.augment import augment
+from sparseg.training.augment import augment, margin_size
 
-MARGIN = 1.5
 MAX_LOCATIONS = 20_000
 
 
@@ -100,9 +99,9 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         rng = np.random.default_rng((self.seed, number))
         case = self.cases[int(rng.integers(len(self.cases)))]
         centre = choose_centre(case, self.roi, self.positive_share, rng)
-        h, w, d = (2 * round(edge * MARGIN / 2) for edge in self.roi)
+        size = margin_size(self.roi)
         crop = {
-            "image": cut(case.image, centre, (h, w, d), self.pad_value),
-            "label": cut(case.label[None], centre, (h, w, d), 0),
+            "image": cut(case.image, centre, size, self.pad_value),
+            "label": cut(case.label[None], centre, size, 0),
         }
         return augment(crop, self.chain, pad_value=self.pad_value, seed=int(rng.integers(2**32)))
