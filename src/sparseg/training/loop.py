@@ -235,6 +235,8 @@ class Run:
             crops,
             batch_sampler=_step_numbers(self.progress.step, self.config, self.accelerator),
             num_workers=self.config.num_workers,
+            # A generator of its own: the loader draws a seed, and a resumed run would draw one more of ours.
+            generator=torch.Generator(),
         )
         for image, label in loader:
             if self.dataset.regions:
@@ -249,7 +251,7 @@ class Run:
     def _share_done(self) -> float:
         share = self.progress.step / self.config.max_steps
         limit = self.config.max_minutes
-        return share if limit is None else max(share, self.progress.minutes / limit)
+        return min(1.0, share if limit is None else max(share, self.progress.minutes / limit))
 
     def _report(self, loss: float, seconds: float, waited: float) -> None:
         if not self.accelerator.is_main_process:
