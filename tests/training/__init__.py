@@ -1,0 +1,1 @@
+"""Training: crops, augmentation, schedule, log, and runs that can be stopped anywhere."""

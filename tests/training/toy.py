@@ -1,0 +1,86 @@
+"""A dataset of phantoms on disk and runs of a few steps on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparseg.preprocessing.config import CTIntensity, PreprocessConfig
+from sparseg.training.config import TrainConfig
+from sparseg.training.loop import Run
+from sparseg.training.start import train
+from sparseg.volumes.nifti_writer import write_image, write_label_map
+from sparseg.volumes.phantoms import make_phantom
+
+CT = PreprocessConfig(intensity=CTIntensity(clip=(-100.0, 300.0)), foreground_crop=False)
+
+
+def write_toy_dataset(root: Path, num_cases: int = 3, **content: Any) -> Path:
+    """Write `num_cases` phantoms of 20 x 18 x 16 voxels with classes liver and tumor."""
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    names = [f"case{number}" for number in range(num_cases)]
+    for seed, name in enumerate(names):
+        image, labels = make_phantom((20, 18, 16), num_classes=3, seed=seed)
+        write_image(root / "imagesTr" / f"{name}.nii.gz", image)
+        write_label_map(root / "labelsTr" / f"{name}.nii.gz", labels.array[0].astype(np.uint8), labels.affine)
+    listed = [{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in names]
+    description = {
+        "name": "toy",
+        "channel_names": {"0": "CT"},
+        "labels": {"0": "background", "1": "liver", "2": "tumor"},
+        "training": listed,
+    }
+    (root / "dataset.json").write_text(json.dumps(description | content))
+    return root
+
+
+def toy_config(**changes: Any) -> TrainConfig:
+    """Six steps of the tiny model, with everything random that a run can have."""
+    values: dict[str, Any] = {
+        "preset": "test_tiny",
+        "model": {"drop_path": 0.2, "noise_scale": 0.5, "feature_size": 2},
+        "preprocess": CT.model_dump(),
+        "augment": {"affine": 0.5, "noise": (0.5, 0.05)},
+        "optimizer": {"lr": 1e-3, "warmup_steps": 2, "layer_decay": 0.8},
+        "max_steps": 6,
+        "validate_every": 3,
+        "overlap": 0.0,
+    }
+    return TrainConfig.model_validate(values | changes)
+
+
+class Watcher:
+    """A monitor that remembers, and calls back after a step or a validation."""
+
+    def __init__(
+        self,
+        *,
+        after_step: Callable[[int], None] = lambda _: None,
+        after_validation: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.losses: list[float] = []
+        self.dice: list[float] = []
+        self.after_step, self.after_validation = after_step, after_validation
+
+    def on_step(self, step: int, loss: float, crops_per_second: float, share_done: float) -> None:
+        assert crops_per_second > 0
+        assert 0 < share_done <= 1
+        self.losses.append(loss)
+        self.after_step(step)
+
+    def on_validation(self, step: int, dice: dict[str, float], mean: float) -> None:
+        assert list(dice) == ["liver", "tumor"]
+        self.dice.append(mean)
+        self.after_validation(step)
+
+
+def run_toy(
+    dataset: Path, folder: Path, watcher: Watcher | None = None, *, resume: bool = False, **changes: Any
+) -> tuple[Run, int | None]:
+    """Train (or resume) in `folder`."""
+    return train(dataset, folder, toy_config(**changes), watcher or Watcher(), resume=resume)
