@@ -21,6 +21,7 @@ app = cyclopts.App(
     version=__version__,
     help="Fast 3-D medical image segmentation with token sparsification. Not a medical device.",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `run` says what became of the files
 )
 app.command(train.train)
 app.command(predict.predict)
