@@ -80,5 +80,8 @@ def _is_case(child: Path) -> bool:
 def _may_be_series(folder: Path) -> bool:
     try:
         return is_dicom_folder(folder)
-    except (OSError, VolumeError):
-        return True  # not readable: an error of this case when its turn comes, not one of all cases
+    except OSError:
+        return True  # an error of this case when its turn comes, not one of all cases
+    except VolumeError:
+        # A file of it cannot be read: the images beside that file are cases of their own.
+        return not any(child.name.lower().endswith(SUFFIXES) for child in folder.iterdir())
