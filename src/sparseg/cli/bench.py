@@ -22,6 +22,7 @@ def model(
     modes: tuple[Literal["inference", "training"], ...] = ("inference", "training"),
     device: str = "cpu",
     threads: int | None = None,
+    quality: Path | None = None,
 ) -> int:
     """Time inference and a training step of sparse, dense patch 8 and dense patch 16 in one interleaved run.
 
@@ -43,23 +44,31 @@ def model(
         cpu or cuda.
     threads
         CPU threads of the network; default all.
+    quality
+        metrics.json of an evaluation of trained weights of this preset, to stand beside the times.
     """
-    from sparseg.benchmark.model import bench_model, table_rows, write_json
+    from sparseg.benchmark.model import bench_to_file, table_notes, table_rows
     from sparseg.cli.output import print_table
 
-    result = bench_model(
+    result = bench_to_file(
         preset,
+        json,
+        quality_file=quality,
         pairs=pairs,
         warmup=warmup,
         batch=batch,
         modes=modes,
         device=device,
         threads=threads,
-        on_progress=lambda text: sys.stderr.write(f"{text}\n"),
+        on_progress=_say,
     )
     header, *rows = table_rows(result)
-    print_table(f"{preset}: {result['machine']}", header, rows)
+    print_table(f"sparseg bench model --preset {preset}", header, rows)
+    sys.stdout.write("\n".join(table_notes(result)) + "\n")
     if json is not None:
-        write_json(result, json)
         sys.stdout.write(f"{json}\n")
     return 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax(q kᵀ / sqrt(d)) v, written out. The reference for the fused kernel; memory grows with n²."""
     weights = (q @ k.transpose(-2, -1)) / q.shape[-1] ** 0.5
-    return weights.softmax(dim=-1) @ v
+    result: Tensor = weights.softmax(dim=-1) @ v
+    return result
 
 
 class Attention(nn.Module):
