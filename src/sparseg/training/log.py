@@ -27,11 +27,12 @@ def _plain(value: Any) -> Any:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All complete rows of a run's log."""
+    """All complete rows of a run's log; a last line without its end was cut off while being written."""
     path = folder / LOG
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def truncate(folder: Path, step: int) -> None:
