@@ -101,10 +101,11 @@ def _settings(
         values = load_yaml(file) if file is not None else {}
         return parse_config(TrainConfig, merge(override(values, assignments), flags), where=file or "")
     fixed = sorted(set(flags) - {"max_steps", "max_minutes"})
-    if file is not None or assignments or fixed:
+    given = [*fixed, *(["config"] if file else []), *(f"set {text}" for text in assignments)]
+    if given:
         raise ConfigError(
             "a resumed run keeps its settings; only --max-steps and --max-minutes may change",
-            received=", ".join(f"--{name}" for name in [*fixed, *(["config"] if file else []), *assignments]),
+            received=", ".join(f"--{name}" for name in given),
             remedy="leave these out, or start a new run",
         )
     return parse_config(TrainConfig, {**stored_config(resumed).model_dump(), **flags})
