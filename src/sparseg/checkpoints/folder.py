@@ -34,6 +34,7 @@ def save_model(folder: Path, net: nn.Module, card: ModelCard, *, dtype: torch.dt
 
     Raises:
         NumericsError: a weight is not finite (in `dtype`); nothing is written.
+        CheckpointError: the disk is full; what was stored before stays.
     """
     tensors = {name: _stored(name, value, dtype) for name, value in net.state_dict().items()}
     folder = folder.absolute()
@@ -43,7 +44,15 @@ def save_model(folder: Path, net: nn.Module, card: ModelCard, *, dtype: torch.dt
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file(tensors, fresh / WEIGHTS)
+    try:
+        save_file(tensors, fresh / WEIGHTS)
+    except SafetensorError as error:
+        raise CheckpointError(
+            "the model folder must be writable",
+            received=str(error),
+            remedy="check that the disk has free space",
+            where=folder,
+        ) from None
     card = card.model_copy(update={"weights_sha256": _sha256(fresh / WEIGHTS)})
     (fresh / CARD).write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
     for file in (fresh / WEIGHTS, fresh / CARD):

@@ -39,7 +39,11 @@ def save_state(
     optimizer: dict[str, Any],
     scaler: dict[str, Any] | None,
 ) -> None:
-    """Write the state of a run: temporary file, flush to disk, rename."""
+    """Write the state of a run: temporary file, flush to disk, rename.
+
+    Raises:
+        CheckpointError: the disk is full; the state stored before stays.
+    """
     state = {
         "progress": progress.model_dump(),
         "model": model,
@@ -49,10 +53,18 @@ def save_state(
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     temporary = folder / f".{STATE}.new"
-    with temporary.open("wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with temporary.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except RuntimeError as error:  # torch's name for a write that fell short
+        raise CheckpointError(
+            "the run folder must be writable",
+            received=str(error),
+            remedy="check that the disk has free space",
+            where=folder,
+        ) from None
     temporary.replace(folder / STATE)
 
 
