@@ -48,7 +48,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
     except OSError as error:
         # Reading and writing raise typed errors where sparseg knows the file; this is the rest.
-        print_error(f"{error.filename or 'file system'}: {error.strerror or type(error).__name__}")
+        what = f"{error.filename or 'file system'}: {error.strerror or type(error).__name__}"
+        print_error(f"{what}; check the path, its permissions and free space")
         return EXIT_BAD_INPUT if isinstance(error, WRONG_PATH) else EXIT_FAILED
     except KeyboardInterrupt:
         print_error("interrupted; files already complete are kept")
