@@ -20,17 +20,20 @@ class Outcome(NamedTuple):
     out: str
     err: str
 
-    def refused(self, *words: object) -> None:
+    def refused(self, *words: object, remedy: bool = True) -> None:
         """Expect exit code 2, and on stderr nothing but one line with all the words."""
         assert self.code == 2, self
         assert self.out == "", self
-        self.one_line(*words)
+        self.one_line(*words, remedy=remedy)
 
-    def one_line(self, *words: object) -> None:
-        """Expect one `error:` line with a rule and a remedy, and all the words."""
+    def one_line(self, *words: object, remedy: bool = True) -> None:
+        """Expect one `error:` line with all the words, that ends with what to do."""
         assert self.err.startswith("error: "), self.err
         assert self.err.endswith("\n"), self.err
         assert self.err.count("\n") == 1, self.err
+        last = self.err.rpartition("; ")[2]
+        advice = " --help`" in self.err or not last.startswith(("received", "error"))
+        assert advice or not remedy, self.err
         for word in words:
             assert str(word) in self.err, f"{word!r} is not in: {self.err}"
 

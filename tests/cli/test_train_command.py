@@ -198,7 +198,7 @@ def test_unknown_key_in_a_file(train, tmp_path):
         tmp_path / "c.yaml", "learning_rate", "unknown configuration key", "received 1", "docs/"
     )
     (tmp_path / "c.yaml").write_text("preset: [test_tiny\n")
-    train("--config", tmp_path / "c.yaml").refused(tmp_path / "c.yaml", "valid YAML")
+    train("--config", tmp_path / "c.yaml").refused(tmp_path / "c.yaml", "valid YAML", remedy=False)
     train("--config", tmp_path / "none.yaml").refused(tmp_path / "none.yaml", "must exist", "check the path")
     assert not (tmp_path / "run").exists()
 
