@@ -141,7 +141,9 @@ class TestEvaluate:
         sparseg("evaluate", "--pred", pred, "--ref", tmp_path / "none", "--out", out).refused(
             tmp_path / "none", remedy=False
         )
-        sparseg("evaluate", "--pred", tmp_path / "gone", "--ref", ref).refused(tmp_path / "gone", "folder")
+        sparseg("evaluate", "--pred", tmp_path / "gone", "--ref", ref).refused(
+            tmp_path / "gone", "folder", remedy=False
+        )
         sparseg("evaluate", "--pred", pred, "--ref", ref, "--labels", tmp_path / "none").refused(
             tmp_path / "none"
         )
