@@ -65,7 +65,8 @@ def draw_overview(
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(slices), len(maps), squeeze=False, height_ratios=heights)
-    colours = _colours(names)
+    present = sorted({int(value) for ids in maps for value in np.unique(ids)} - {0})
+    colours = _colours(present)
     for row, (plane, axis, number, borders) in enumerate(slices):
         for column, (title, ids) in enumerate(zip(columns, maps, strict=True)):
             shown = axes[row][column]
@@ -79,7 +80,6 @@ def draw_overview(
             shown.set_title(f"{title}, {plane} {number}" if row == 0 else f"{plane} {number}", fontsize=9)
             shown.set_xlabel(f"{borders[0]} - {borders[1]}", fontsize=7)
             shown.set_ylabel(f"{borders[2]} - {borders[3]}", fontsize=7)
-    present = sorted({int(value) for ids in maps for value in np.unique(ids)} - {0})
     handles = [
         Line2D([], [], color=colours[value], lw=3, label=names.get(value, str(value))) for value in present
     ]
@@ -143,9 +143,9 @@ def _up(axis: int) -> int:
     return 1 if axis == 2 else 2
 
 
-def _colours(names: Mapping[int, str]) -> dict[int, Any]:
+def _colours(values: Sequence[int]) -> dict[int, Any]:
     from matplotlib import colormaps
 
     palette = colormaps["gist_rainbow"]
     # Neighbouring ids get distant hues.
-    return {value: palette((value * 0.618034) % 1.0) for value in names}
+    return {value: palette((value * 0.618034) % 1.0) for value in values}
