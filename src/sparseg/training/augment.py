@@ -46,11 +46,13 @@ class ThinSlab(Randomizable):  # type: ignore[misc]
         if self.R.random() >= self.probability or depth < 2:
             return dict(crop)
         thickness = int(self.R.randint(max(1, depth // 4), depth + 1))
-        # Windows pad short scans on both sides, so the slab stays in the middle.
-        start = (depth - thickness) // 2
-        mask = torch.zeros(depth)
-        mask[start : start + thickness] = 1
-        return {key: crop[key] * mask for key in BOTH}
+        start = int(self.R.randint(0, depth - thickness + 1))
+        # Windows pad short scans on both sides, so the slab moves to the middle.
+        middle = (depth - thickness) // 2
+        result = {key: torch.zeros_like(torch.as_tensor(crop[key])) for key in BOTH}
+        for key, changed in result.items():
+            changed[..., middle : middle + thickness] = crop[key][..., start : start + thickness]
+        return result
 
 
 class LabelContrast(Randomizable):  # type: ignore[misc]
