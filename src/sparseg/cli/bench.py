@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import cyclopts
 
@@ -19,7 +19,10 @@ def model(
     pairs: int = 5,
     warmup: int = 1,
     batch: int = 1,
-    modes: tuple[Literal["inference", "training"], ...] = ("inference", "training"),
+    modes: Annotated[tuple[Literal["inference", "training"], ...], cyclopts.Parameter(negative="")] = (
+        "inference",
+        "training",
+    ),
     device: str = "cpu",
     threads: int | None = None,
     quality: Path | None = None,
