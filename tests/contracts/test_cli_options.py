@@ -1,0 +1,92 @@
+"""The commands and their options, frozen: a script of a user depends on every name and default here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from inspect import Parameter
+from typing import Any
+
+import cyclopts
+
+from sparseg.cli.main import app
+
+REQUIRED = "required"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "train": {
+        "DATASET": REQUIRED,
+        "--out": REQUIRED,
+        "--preset": None,
+        "--config": None,
+        "--set": (),
+        "--max-steps": None,
+        "--max-minutes": None,
+        "--seed": None,
+        "--resume": False,
+    },
+    "predict": {
+        "INPUTS": REQUIRED,
+        "--model": REQUIRED,
+        "--out": REQUIRED,
+        "--overlap": 0.5,
+        "--batch-size": 1,
+        "--device": "auto",
+    },
+    "evaluate": {
+        "--pred": REQUIRED,
+        "--ref": REQUIRED,
+        "--out": None,
+        "--labels": None,
+        "--tolerance-mm": 2.0,
+    },
+    "info": {"PATH": REQUIRED},
+    "sample fetch": {"NAME": REQUIRED, "--to": REQUIRED},
+    "bench model": {
+        "--preset": "btcv",
+        "--json": None,
+        "--pairs": 5,
+        "--warmup": 1,
+        "--batch": 1,
+        "--modes": ("inference", "training"),
+        "--device": "cpu",
+        "--threads": None,
+        "--quality": None,
+    },
+}
+
+
+def commands(parent: cyclopts.App, path: tuple[str, ...] = ()) -> Iterator[tuple[str, cyclopts.App]]:
+    """Yield every command that does something, by its words."""
+    for name in parent:
+        if name.startswith("-"):
+            continue
+        child = parent[name]
+        if child.default_command is None:
+            yield from commands(child, (*path, name))
+        else:
+            yield " ".join((*path, name)), child
+
+
+def options(command: cyclopts.App) -> dict[str, Any]:
+    """Return every spelling of every option with its default."""
+    found = {}
+    for argument in command.assemble_argument_collection():
+        default = argument.field_info.default
+        for name in argument.names:
+            found[name] = REQUIRED if default is Parameter.empty else default
+    return found
+
+
+def test_commands_options_and_defaults() -> None:
+    assert {name: options(command) for name, command in commands(app)} == OPTIONS
+
+
+def test_every_option_is_explained() -> None:
+    for name, command in commands(app):
+        assert command.help, name
+        for argument in command.assemble_argument_collection(parse_docstring=True):
+            assert argument.parameter.help, f"{name}: {argument.names}"
+
+
+def test_what_every_program_has() -> None:
+    assert set(app.help_flags) == {"--help", "-h"}
+    assert set(app.version_flags) == {"--version"}
