@@ -1,0 +1,255 @@
+"""Rows X1, X2, X5 and X6: no foreign code runs, nobody is called, and no dangerous call is in the source."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sparseg
+from sparseg.checkpoints.adapters import read_foreign_state
+from sparseg.checkpoints.card import ModelCard
+from sparseg.checkpoints.folder import CARD, WEIGHTS, load_model, save_model
+from sparseg.config import load_yaml
+from sparseg.errors import CheckpointError, ConfigError, SparsegError
+from sparseg.models.build import build_segmenter
+from sparseg.preprocessing.config import PAPER_ABDOMEN_CT
+from sparseg.training.state import STATE, load_state
+from sparseg.volumes.io import read_volume
+
+ROOT = Path(sparseg.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+class MakesMarker:
+    """Pickled, it makes a file on being loaded."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.marker,))
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    path = tmp_path / "marker"
+    pickle.loads(pickle.dumps(MakesMarker(path)))
+    assert path.exists(), "the trap itself must work"
+    path.unlink()
+    return path
+
+
+def traps(marker: Path) -> dict[str, bytes]:
+    """The same trap as a plain pickle and inside torch's zip format."""
+    zipped = marker.with_name("zipped.pt")
+    torch.save({"state_dict": {"a": torch.ones(1)}, "trap": MakesMarker(marker)}, zipped)
+    return {"pickle": pickle.dumps({"a": MakesMarker(marker)}, protocol=2), "zip": zipped.read_bytes()}
+
+
+@pytest.mark.parametrize("kind", ["pickle", "zip"])
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pt", "weights.pkl", "weights.bin"])
+def test_x1_foreign_weights_never_run(tmp_path: Path, marker: Path, kind: str, name: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(traps(marker)[kind])
+    with pytest.raises(CheckpointError) as caught:
+        read_foreign_state(file)
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "zip"])
+def test_x1_the_state_of_a_run_never_runs(tmp_path: Path, marker: Path, kind: str) -> None:
+    (tmp_path / STATE).write_bytes(traps(marker)[kind])
+    with pytest.raises(CheckpointError, match="must be readable"):
+        load_state(tmp_path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "zip"])
+def test_x1_model_folders_never_run(tmp_path: Path, marker: Path, kind: str) -> None:
+    net = build_segmenter("test_tiny", feature_size=1)
+    labels = {0: "background", 1: "a", 2: "b"}
+    card = ModelCard(model=net.config, preprocess=PAPER_ABDOMEN_CT, channels=("CT",), labels=labels)
+    save_model(tmp_path / "model", net, card)
+    (tmp_path / "model" / CARD).write_text(card.model_dump_json())  # vouches for no hash
+    (tmp_path / "model" / WEIGHTS).write_bytes(traps(marker)[kind])
+    with pytest.raises(CheckpointError, match="the weights must be readable"):
+        load_model(tmp_path / "model")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!python/object/apply:pathlib.Path.touch [{marker}]\n",
+        "a: !!python/object/new:pathlib.Path [{marker}]\n",
+        "!!python/name:os.system\n",
+    ],
+)
+def test_x1_yaml_tags_never_run(tmp_path: Path, marker: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text.format(marker=marker))
+    with pytest.raises(ConfigError, match="must be valid YAML"):
+        load_yaml(file)
+    assert not marker.exists()
+
+
+def test_x1_class_names_in_settings_are_only_unknown_keys(tmp_path: Path, marker: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown configuration key"):
+        build_segmenter("test_tiny", _target_="pathlib.Path.touch", path=str(marker))
+    file = tmp_path / "config.yaml"
+    file.write_text("a: $import pathlib; pathlib.Path('m').touch()\n")
+    assert load_yaml(file) == {"a": "$import pathlib; pathlib.Path('m').touch()"}
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["case.npy", "case.npz", "case.pkl", "case.pt", "case.nii", "case.nii.gz"])
+def test_x1_images_never_run(tmp_path: Path, marker: Path, name: str) -> None:
+    file = tmp_path / name
+    if name.endswith("npy"):
+        np.save(file, np.array([MakesMarker(marker)], dtype=object), allow_pickle=True)
+    elif name.endswith("npz"):
+        np.savez(file, np.array([MakesMarker(marker)], dtype=object))
+    else:
+        file.write_bytes(traps(marker)["pickle"])
+    with pytest.raises(SparsegError):
+        read_volume(file)
+    assert not marker.exists()
+
+
+class Unknown:
+    """Harmless, but no tensor: the only fault of a checkpoint."""
+
+
+def test_x2_one_unknown_global_is_refused_without_a_second_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save({"state_dict": {"a": torch.ones(1)}, "args": Unknown()}, file)
+    calls: list[Any] = []
+    real = torch.load
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs.get("weights_only"))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(CheckpointError):
+        read_foreign_state(file)
+    assert calls == [True]
+
+
+class TestX5:
+    """Row X5: the suite cannot leave the machine; see tests/conftest.py."""
+
+    @pytest.mark.parametrize("address", ["192.0.2.1", "example.invalid"])
+    def test_outside_is_blocked(self, address: str) -> None:
+        with socket.socket() as sock:
+            sock.settimeout(0.1)
+            for call in (sock.connect, sock.connect_ex):
+                with pytest.raises(AssertionError, match="without the network mark"):
+                    call((address, 9))
+        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with datagrams, pytest.raises(AssertionError, match="without the network mark"):
+            datagrams.sendto(b"x", (address, 9))
+
+    def test_this_machine_is_not(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+            client.connect(server.getsockname())
+            server.accept()[0].close()
+
+    @pytest.mark.network
+    def test_the_mark_opens_the_door(self) -> None:
+        assert type(socket.socket.connect).__name__ == "method_descriptor"  # Python's own, not ours
+
+
+FORBIDDEN = {
+    "eval": r"(?<![\w.])eval\(",
+    "exec": r"(?<![\w.])exec\(",
+    "pickle": r"pickle\.loads?\(|Unpickler\(|allow_pickle=True",
+    "unsafe torch.load": r"weights_only\s*=\s*False",
+    "extractall": r"\.extractall\(",
+    "shell": r"shell\s*=\s*True|os\.system\(|os\.popen\(",
+    "yaml": r"yaml\.(?:load|unsafe_load|full_load)\(",
+    "loose weights": r"strict\s*=\s*False(?=.*load_state_dict)|load_state_dict\([^)]*strict\s*=\s*False",
+    "temporary names": r"tempfile\.mktemp\(",
+}
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_x6_no_dangerous_call(name: str) -> None:
+    found = [
+        f"{file.relative_to(ROOT)}:{number}"
+        for file in FILES
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(FORBIDDEN[name], line)
+    ]
+    assert found == []
+
+
+def test_x6_the_grep_finds_what_it_looks_for() -> None:
+    samples = {
+        "eval": "x = eval(text)",
+        "exec": "exec(text)",
+        "pickle": "pickle.load(stream)",
+        "unsafe torch.load": "torch.load(f, weights_only=False)",
+        "extractall": "archive.extractall(path)",
+        "shell": "run(x, shell=True)",
+        "yaml": "yaml.load(text)",
+        "loose weights": "net.load_state_dict(state, strict=False)",
+        "temporary names": "tempfile.mktemp()",
+    }
+    assert samples.keys() == FORBIDDEN.keys()
+    assert [name for name, line in samples.items() if not re.search(FORBIDDEN[name], line)] == []
+
+
+def calls(file: Path) -> list[ast.Call]:
+    return [n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+
+
+def test_x6_every_torch_load_says_weights_only() -> None:
+    found = []
+    for file in FILES:
+        for call in calls(file):
+            if ast.unparse(call.func) == "torch.load":
+                found.append({k.arg: ast.unparse(k.value) for k in call.keywords}.get("weights_only"))
+    assert found
+    assert set(found) == {"True"}
+
+
+def test_x6_the_library_prints_nothing() -> None:
+    printing = [
+        f"{file.relative_to(ROOT)}:{call.lineno}"
+        for file in FILES
+        if file.relative_to(ROOT).parts[0] not in ("cli", "__main__.py")
+        for call in calls(file)
+        if isinstance(call.func, ast.Name) and call.func.id == "print"
+    ]
+    assert printing == []
+
+
+def test_x6_no_broad_except_and_no_network_client_outside_the_sample() -> None:
+    broad, clients = [], []
+    for file in FILES:
+        name = file.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler) and (
+                node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+            ):
+                broad.append(f"{name}:{node.lineno}")
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = (
+                    [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+                )
+                if any(n.split(".")[0] in ("urllib", "requests", "httpx", "socket", "http") for n in names):
+                    clients.append(name)
+    assert broad == []
+    assert set(clients) <= {"datasets/sample_archive.py", "datasets/sample.py"}
