@@ -34,6 +34,9 @@ def test_ties_go_to_the_lower_position() -> None:
     kept, pruned = hard_topk(torch.tensor([[1.0, 2.0, 1.0, 2.0, 1.0], [0.0] * 5]), 3)
     assert kept.tolist() == [[0, 1, 3], [0, 1, 2]]
     assert pruned.tolist() == [[2, 4], [3, 4]]
+    kept, pruned = hard_topk(torch.zeros(2, 5000), 1234)  # short rows are sorted stably by any algorithm
+    assert torch.equal(kept[1], torch.arange(1234))
+    assert torch.equal(pruned[0], torch.arange(1234, 5000))
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.5, 5.0])

@@ -169,20 +169,25 @@ def test_label_contrast_shifts_all_structures_alike() -> None:
     assert contrast((0.0, 0.2), (0.0, 0.2)) == ([0.0] * 4, True)
 
 
-def test_thin_slab_keeps_the_middle_slices() -> None:
-    crop = {"image": torch.ones(1, 3, 3, 12), "label": torch.ones(1, 3, 3, 12)}
+def test_thin_slab_takes_slices_from_anywhere_and_puts_them_in_the_middle() -> None:
+    ramp = torch.arange(1.0, 13.0).expand(1, 3, 3, 12)
+    crop = {"image": ramp.clone(), "label": ramp.clone()}
     transform = ThinSlab(1.0)
     transform.set_random_state(0)
-    widths = set()
-    for _ in range(60):
+    widths, firsts = set(), set()
+    for _ in range(600):
         found = transform(crop)
-        kept = found["image"][0, 0, 0].nonzero().flatten().tolist()
         assert torch.equal(found["image"], found["label"])
+        row = found["image"][0, 0, 0]
+        kept = row.nonzero().flatten().tolist()
         assert kept == list(range(kept[0], kept[0] + len(kept)))
         assert abs(kept[0] - (11 - kept[-1])) <= 1
+        assert row[kept].diff().tolist() == [1.0] * (len(kept) - 1)
         widths.add(len(kept))
-    assert min(widths) == 3
-    assert max(widths) == 12
+        firsts.add(float(row[kept[0]]))
+    assert (min(widths), max(widths)) == (3, 12)
+    assert (min(firsts), max(firsts)) == (1.0, 10.0)
+    assert torch.equal(crop["image"], ramp)
     never = ThinSlab(0.0)
     never.set_random_state(0)
     assert torch.equal(never(crop)["image"], crop["image"])
