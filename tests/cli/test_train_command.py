@@ -62,6 +62,7 @@ def log_rows(run, kind):
     return [row for row in rows if row["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_a_run_and_its_resumption(train, sparseg, tmp_path, dataset):
     run = tmp_path / "run"
     outcome = train(*TINY, "--seed", "7", "--set", "provenance=phantoms, no patients")

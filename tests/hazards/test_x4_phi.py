@@ -130,6 +130,7 @@ def test_errors_and_their_report(command, tmp_path):
     require_clean(out)
 
 
+@pytest.mark.slow
 def test_training_and_what_its_model_writes(command, tmp_path):
     """No marker in the run folder, and no case name in the model folder, which is passed on."""
     data, folder = tmp_path / "data", tmp_path / "run"
