@@ -98,6 +98,17 @@ def test_deformations_move_image_and_label_together(on: dict[str, Any]) -> None:
     assert changed > 200
 
 
+@pytest.mark.parametrize("on", [{"affine": 1.0}, {"elastic": 1.0, "elastic_spacing_vox": 8.0}])
+def test_deformations_invent_no_label(on: dict[str, Any]) -> None:
+    """Interpolated ids between 0 and 3 would round to 1 and 2 at the border."""
+    crop = coded()
+    crop["label"] = np.where(crop["label"] > 0, 3, 0).astype(np.uint8)
+    chain = make_augmentation(AugmentConfig.model_validate(OFF | on), ROI)
+    for seed in range(3):
+        _, label = augment(crop, chain, pad_value=PAD, seed=seed)
+        assert label.unique().tolist() == [0, 3]
+
+
 def test_a_mismatch_would_be_seen() -> None:
     image, label = run(4)
     assert inner_agreement(image, label) == 1.0
