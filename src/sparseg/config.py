@@ -57,12 +57,20 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError("the configuration file must exist", where=path, remedy="check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("the configuration must be valid YAML", received=str(error), where=path) from None
+        raise ConfigError(
+            "the configuration must be valid YAML",
+            received=" ".join(str(error).split()),
+            where=path,
+            remedy="correct the file",
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(
-            "the configuration must be a mapping of keys to values", received=values, where=path
+            "the configuration must be a mapping of keys to values",
+            received=values,
+            where=path,
+            remedy="write lines like `preset: vit_tiny_p8`",
         )
     return values
 
@@ -83,13 +91,20 @@ def override(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str,
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ConfigError("an override's value must be valid YAML", received=assignment) from None
+            raise ConfigError(
+                "an override's value must be valid YAML", received=assignment, remedy="e.g. optimizer.lr=1e-3"
+            ) from None
         target = result
         *parents, last = key.split(".")
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
-                raise ConfigError("an override must go through mappings only", received=assignment, where=key)
+                raise ConfigError(
+                    "an override must go through mappings only",
+                    received=assignment,
+                    where=key,
+                    remedy="see docs/reference/configuration.md for the keys",
+                )
         target[last] = value
     return result
 

@@ -139,10 +139,10 @@ class TestEvaluate:
         )
         (tmp_path / "none").mkdir()
         sparseg("evaluate", "--pred", pred, "--ref", tmp_path / "none", "--out", out).refused(
-            tmp_path / "none", remedy=False
+            tmp_path / "none", "check --ref"
         )
         sparseg("evaluate", "--pred", tmp_path / "gone", "--ref", ref).refused(
-            tmp_path / "gone", "folder", remedy=False
+            tmp_path / "gone", "folder", "check --pred"
         )
         sparseg("evaluate", "--pred", pred, "--ref", ref, "--labels", tmp_path / "none").refused(
             tmp_path / "none"

@@ -67,6 +67,12 @@ class TestRightInput:
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
             "overlap": 0.25,
             "device": "cpu",
+            "reading": {
+                "affine_choice": "refuse",
+                "assume_orientation": None,
+                "nonfinite": None,
+                "series_uid": None,
+            },
         }
         counts = np.bincount(truth.ravel(), minlength=3) * 3 / 1000
         assert row.pop("volumes_ml") == pytest.approx({"liver": counts[1], "tumor": counts[2]}, abs=1e-3)
@@ -283,7 +289,7 @@ def test_missing_and_damaged_models(predict, tmp_path, model_folder):
     weights.unlink()
     predict(image, model=copy).refused(copy, "weights.safetensors", "copy the whole folder")
     (copy / "model.json").write_text((model_folder / "model.json").read_text()[:-40])
-    predict(image, model=copy).refused(copy / "model.json", "complete and valid", remedy=False)
+    predict(image, model=copy).refused(copy / "model.json", "complete and valid", "copy the model folder")
     card = json.loads((model_folder / "model.json").read_text())
     (copy / "model.json").write_text(json.dumps({**card, "extra": 1}))
     predict(image, model=copy).refused(copy / "model.json", "unknown configuration key")

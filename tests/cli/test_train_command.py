@@ -171,7 +171,7 @@ REFUSALS = {
         ["--set", "model.num_classes=9"],
         ["model.num_classes", "(3)", "received 9", "remove it"],
     ),
-    "resume": (leave, ["--resume"], ["config.yaml", "must exist"]),
+    "resume": (leave, ["--resume"], ["config.yaml", "without --resume"]),
     "grids": (move_label, [], ["imagesTr/b.nii.gz", "labelsTr/b.nii.gz", "10 mm apart", "resample"]),
     "label id": (unlisted_id, [], ["labelsTr/b.nii.gz", "[0, 1, 2]", "received 9 (3 voxels)", "declare"]),
     "cut image": (cut_image, [], ["imagesTr/b.nii.gz", "received"]),
@@ -199,7 +199,7 @@ def test_unknown_key_in_a_file(train, tmp_path):
         tmp_path / "c.yaml", "learning_rate", "unknown configuration key", "received 1", "docs/"
     )
     (tmp_path / "c.yaml").write_text("preset: [test_tiny\n")
-    train("--config", tmp_path / "c.yaml").refused(tmp_path / "c.yaml", "valid YAML", remedy=False)
+    train("--config", tmp_path / "c.yaml").refused(tmp_path / "c.yaml", "valid YAML", "correct the file")
     train("--config", tmp_path / "none.yaml").refused(tmp_path / "none.yaml", "must exist", "check the path")
     assert not (tmp_path / "run").exists()
 

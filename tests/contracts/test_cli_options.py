@@ -30,6 +30,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--overlap": 0.5,
         "--batch-size": 1,
         "--device": "auto",
+        "--affine": "refuse",
+        "--assume-orientation": None,
+        "--nonfinite": None,
+        "--series-uid": None,
     },
     "evaluate": {
         "--pred": REQUIRED,
@@ -38,7 +42,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--labels": None,
         "--tolerance-mm": 2.0,
     },
-    "info": {"PATH": REQUIRED},
+    "info": {
+        "PATH": REQUIRED,
+        "--affine": "refuse",
+        "--assume-orientation": None,
+        "--nonfinite": None,
+        "--series-uid": None,
+    },
     "sample fetch": {"NAME": REQUIRED, "--to": REQUIRED},
     "bench model": {
         "--preset": "btcv",

@@ -107,10 +107,10 @@ def test_d3_two_series(tmp_path: Path) -> None:
     for item in others:
         item.SeriesInstanceUID, item.SeriesDescription, item.RescaleIntercept = "1.2.4", "lung", 0
     folder = save_series(tmp_path / "s", [*make_slices(), *others])
-    with refused("dicom-several-series", "1.2.3 (abdomen, 8 slices)", "1.2.4 (lung, 8 slices)"):
+    with refused("dicom-several-series", "1.2.3 (8 slices)", "1.2.4 (8 slices)"):
         read_dicom_series(folder)
     np.testing.assert_array_equal(read_dicom_series(folder, series_uid="1.2.4").array[0], _hu() + 1024)
-    with refused("dicom-no-such-series", "1.2.4 (lung"):
+    with refused("dicom-no-such-series", "1.2.4 (8"):
         read_dicom_series(folder, series_uid="9.9")
 
 

@@ -299,7 +299,10 @@ def _threads(number: int | None) -> Iterator[None]:
 def _device(name: str) -> torch.device:
     if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
         raise ConfigError(
-            "the device must be cpu, or cuda where torch finds one", received=name, where="device"
+            "the device must be cpu, or cuda where torch finds one",
+            received=name,
+            where="device",
+            remedy="use --device cpu",
         )
     return torch.device(name)
 
@@ -307,9 +310,16 @@ def _device(name: str) -> torch.device:
 def _check(pairs: int, warmup: int, batch: int, modes: Sequence[str]) -> None:
     for name, value, least in (("pairs", pairs, 1), ("warmup", warmup, 0), ("batch", batch, 1)):
         if value < least:
-            raise ConfigError(f"{name} must be at least {least}", received=value, where=name)
+            raise ConfigError(
+                f"{name} must be at least {least}", received=value, where=name, remedy="give a larger number"
+            )
     if not modes or set(modes) - set(MODES):
-        raise ConfigError(f"a mode must be one of {', '.join(MODES)}", received=list(modes), where="modes")
+        raise ConfigError(
+            f"a mode must be one of {', '.join(MODES)}",
+            received=list(modes),
+            where="modes",
+            remedy="e.g. --modes inference",
+        )
 
 
 def _require_writable(path: Path) -> None:

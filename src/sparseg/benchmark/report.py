@@ -78,7 +78,12 @@ def ratio_to_sparse(result: Mapping[str, Any], variant: str, mode: str) -> float
     """
     rows = {row["variant"]: row for row in result["rows"] if row["mode"] == mode}
     if not {variant, BASE} <= set(rows):
-        raise InputError("a ratio needs both rows", received=", ".join(rows), where=f"{variant}, {mode}")
+        raise InputError(
+            "a ratio needs both rows",
+            received=", ".join(rows),
+            where=f"{variant}, {mode}",
+            remedy="time both variants in one run",
+        )
     pairs = list(zip(rows[variant]["seconds_all"], rows[BASE]["seconds_all"], strict=True))
     if len(pairs) < MIN_PAIRS:
         raise InputError(

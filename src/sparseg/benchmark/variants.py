@@ -74,7 +74,10 @@ def choose_variants(
     unknown = sorted(set(wanted) - set(VARIANTS))
     if unknown:
         raise ConfigError(
-            f"a variant must be one of {', '.join(VARIANTS)}", received=", ".join(unknown), where="variants"
+            f"a variant must be one of {', '.join(VARIANTS)}",
+            received=", ".join(unknown),
+            where="variants",
+            remedy="leave the option out to time all",
         )
     left_out = {}
     for name in VARIANTS:
@@ -83,7 +86,12 @@ def choose_variants(
             left_out[name] = reason
     chosen = [name for name in VARIANTS if name not in left_out]
     if not chosen:
-        raise ConfigError("at least one variant must fit the preset", received=left_out, where="variants")
+        raise ConfigError(
+            "at least one variant must fit the preset",
+            received=left_out,
+            where="variants",
+            remedy="choose another preset",
+        )
     return chosen, left_out
 
 

@@ -55,7 +55,10 @@ def read_foreign_state(path: Path) -> dict[str, Tensor]:
         ) from None
     if not isinstance(content, Mapping):
         raise CheckpointError(
-            "a checkpoint must hold a state_dict", received=type(content).__name__, where=path
+            "a checkpoint must hold a state_dict",
+            received=type(content).__name__,
+            where=path,
+            remedy="give the file that the training wrote",
         )
     return unwrap(content)
 
@@ -68,7 +71,11 @@ def unwrap(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
     """
     inner = state_dict.get("state_dict", state_dict)
     if not isinstance(inner, Mapping) or not inner:
-        raise CheckpointError("a state_dict must map names to tensors", received=type(inner).__name__)
+        raise CheckpointError(
+            "a state_dict must map names to tensors",
+            received=type(inner).__name__,
+            remedy="pass the inner state_dict",
+        )
     others = [str(key) for key, value in inner.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(

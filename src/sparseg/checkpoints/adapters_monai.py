@@ -89,7 +89,12 @@ def to_monai_unetr_state_dict(net: SparseUNETR) -> dict[str, Tensor]:
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
-        raise CheckpointError(f"MONAI's UNETR needs {', '.join(broken)}", received=config, where=_WHERE)
+        raise CheckpointError(
+            f"MONAI's UNETR needs {', '.join(broken)}",
+            received=config,
+            where=_WHERE,
+            remedy="convert a model with these settings",
+        )
     table = reverse(MONAI_UNETR)
     state = {}
     for key, value in net.state_dict().items():
@@ -139,7 +144,10 @@ def _check_unetr(net: UNETR) -> None:
     """Refuse options that change the function without changing a name."""
     if not hasattr(net, "vit") or not hasattr(net, "feat_size") or len(net.feat_size) != 3:
         raise CheckpointError(
-            "the module must be MONAI's UNETR in 3-D", received=type(net).__name__, where=_WHERE
+            "the module must be MONAI's UNETR in 3-D",
+            received=type(net).__name__,
+            where=_WHERE,
+            remedy="pass a monai.networks.nets.UNETR",
         )
     blocks = [part for part in net.modules() if isinstance(part, UnetResBlock)]
     norms = [norm for block in blocks for name, norm in block.named_children() if name.startswith("norm")]
@@ -152,6 +160,7 @@ def _check_unetr(net: UNETR) -> None:
             'the UNETR must be built with norm_name="instance", conv_block=True and res_block=True',
             received=norms[0] if norms else "no residual blocks",
             where=_WHERE,
+            remedy="convert a model built so",
         )
 
 

@@ -76,6 +76,7 @@ def from_published(
             f"published dense models feed blocks {_SKIP_BLOCKS} to the skips, which takes a depth of 12",
             received=net.config.depth,
             where=_WHERE,
+            remedy="convert a model of depth 12",
         )
     load_exactly(net, rename(state, PUBLISHED), PUBLISHED, where=_WHERE)
     return net.eval()

@@ -49,7 +49,7 @@ def save_model(folder: Path, net: nn.Module, card: ModelCard, *, dtype: torch.dt
     except SafetensorError as error:
         raise CheckpointError(
             "the model folder must be writable",
-            received=str(error),
+            received=" ".join(str(error).split()),
             remedy="check that the disk has free space",
             where=folder,
         ) from None
@@ -97,7 +97,10 @@ def read_card(folder: Path) -> ModelCard:
         return parse_config(ModelCard, values if isinstance(values, dict) else {}, where=path)
     except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
         raise CheckpointError(
-            "a model card must be complete and valid", received=str(error), where=path
+            "a model card must be complete and valid",
+            received=" ".join(str(error).split()),
+            where=path,
+            remedy="copy the model folder again",
         ) from None
 
 
@@ -128,7 +131,12 @@ def load_model(folder: str | Path) -> SparseUNETR:
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError("the weights must be readable", received=str(error), where=weights) from None
+        raise CheckpointError(
+            "the weights must be readable",
+            received=" ".join(str(error).split()),
+            where=weights,
+            remedy="copy the model folder again",
+        ) from None
     net = segmenter_from_config(card.model)
     load_strict(net, {name: value.float() for name, value in tensors.items()}, where=weights)
     return net.eval()
@@ -156,7 +164,12 @@ def load_strict(net: nn.Module, tensors: dict[str, torch.Tensor], *, where: obje
         shown = ", ".join(sorted(problems)[:6]) + (
             f" and {len(problems) - 6} more" if len(problems) > 6 else ""
         )
-        raise CheckpointError("the weights must fit the network exactly", received=shown, where=where)
+        raise CheckpointError(
+            "the weights must fit the network exactly",
+            received=shown,
+            where=where,
+            remedy="use weights and card of one model",
+        )
     net.load_state_dict(tensors)
 
 

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sparseg.predict.reading import ReadOptions
 
 
-def info(path: Path, /) -> int:
+def info(
+    path: Path,
+    /,
+    *,
+    affine: Literal["refuse", "sform", "qform"] = "refuse",
+    assume_orientation: str | None = None,
+    nonfinite: float | None = None,
+    series_uid: str | None = None,
+) -> int:
     """Describe what a path holds. An image that `predict` would refuse is refused here with the same error.
 
     Parameters
     ----------
     path
         Image file, DICOM series folder, dataset folder, model folder or training run.
+    affine
+        Which form of a NIfTI header to believe where sform and qform contradict each other.
+    assume_orientation
+        Axis codes, e.g. LPS, for NIfTI files that state no orientation.
+    nonfinite
+        Value that replaces NaN and infinite voxels of NIfTI files.
+    series_uid
+        SeriesInstanceUID of the series to take from a DICOM folder that holds several.
     """
     from sparseg.errors import InputError
+    from sparseg.predict.reading import ReadOptions
     from sparseg.volumes.dicom_folder import is_dicom_folder
 
     if (path / "dataset.json").is_file():
@@ -27,18 +48,17 @@ def info(path: Path, /) -> int:
             remedy="name the image file, or the folder of the series",
             where=path,
         )
-    return _image(path)
+    return _image(path, ReadOptions(affine, assume_orientation, nonfinite, series_uid))
 
 
-def _image(path: Path) -> int:
+def _image(path: Path, reading: ReadOptions) -> int:
     import numpy as np
 
     from sparseg.cli.output import print_pairs
     from sparseg.preprocessing.pipeline import require_finite
     from sparseg.volumes.geometry import axis_codes
-    from sparseg.volumes.io import read_volume
 
-    image = read_volume(path)
+    image = reading.read(path)
     require_finite(image)
     corner = image.affine[:3, 3]
     print_pairs(

@@ -24,6 +24,10 @@ def predict(
     overlap: float = 0.5,
     batch_size: int = 1,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    affine: Literal["refuse", "sform", "qform"] = "refuse",
+    assume_orientation: str | None = None,
+    nonfinite: float | None = None,
+    series_uid: str | None = None,
 ) -> int:
     """Segment images into label files on their own grids.
 
@@ -44,12 +48,21 @@ def predict(
         Windows per call of the network.
     device
         Where the network runs; auto takes a GPU if there is one.
+    affine
+        Which form of a NIfTI header to believe where sform and qform contradict each other.
+    assume_orientation
+        Axis codes, e.g. LPS, for NIfTI files that state no orientation.
+    nonfinite
+        Value that replaces NaN and infinite voxels of NIfTI files.
+    series_uid
+        SeriesInstanceUID of the series to take from a DICOM folder that holds several.
     """
     from sparseg.cli.output import progress_bar
     from sparseg.errors import ConfigError, InputError
     from sparseg.predict.batch import predict_cases
     from sparseg.predict.inputs import collect_cases
     from sparseg.predict.predictor import Predictor, PredictSettings
+    from sparseg.predict.reading import ReadOptions
 
     if batch_size < 1 or not 0 <= overlap < 1:
         raise ConfigError(
@@ -58,7 +71,9 @@ def predict(
             remedy="e.g. --batch-size 1 --overlap 0.5",
         )
     cases = collect_cases(inputs, out)
-    predictor = Predictor.from_folder(model, PredictSettings(overlap, batch_size, _device(device)))
+    reading = ReadOptions(affine, assume_orientation, nonfinite, series_uid)
+    settings = PredictSettings(overlap, batch_size, _device(device), reading)
+    predictor = Predictor.from_folder(model, settings)
     with progress_bar() as bar:
         watcher = _Watcher(bar)
         errors = predict_cases(predictor, cases, out, watcher)

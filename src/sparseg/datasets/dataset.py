@@ -78,7 +78,12 @@ def read_dataset(folder: Path | str) -> Dataset:
     test = tuple(_case(root, entry, "test", file) for entry in content.get("test") or [])
     unlabelled = [case.name for case in training if case.label is None]
     if unlabelled:
-        raise DatasetError("every training case must have a label", received=_some(unlabelled), where=file)
+        raise DatasetError(
+            "every training case must have a label",
+            received=_some(unlabelled),
+            where=file,
+            remedy="list these cases under test, or add labels",
+        )
     _require_distinct_names(training + test, file)
     _require_files(training + test, file)
     return Dataset(
@@ -103,10 +108,18 @@ def _read_json(file: Path) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(
-            "dataset.json must be valid JSON in UTF-8", received=str(error), where=file
+            "dataset.json must be valid JSON in UTF-8",
+            received=str(error),
+            where=file,
+            remedy="correct the file",
         ) from None
     if not isinstance(content, dict):
-        raise DatasetError("dataset.json must hold an object", received=type(content).__name__, where=file)
+        raise DatasetError(
+            "dataset.json must hold an object",
+            received=type(content).__name__,
+            where=file,
+            remedy="start the file with {",
+        )
     return content
 
 
@@ -114,7 +127,12 @@ def _get(content: Mapping[str, Any], key: str, kind: type, file: Path) -> Any:
     value = content.get(key)
     if not isinstance(value, kind) or not value:
         words = "a filled object" if kind is dict else "a filled list"
-        raise DatasetError(f"dataset.json must have '{key}', {words}", received=repr(value)[:80], where=file)
+        raise DatasetError(
+            f"dataset.json must have '{key}', {words}",
+            received=repr(value)[:80],
+            where=file,
+            remedy="see docs/how-to/train.md for the layout",
+        )
     return value
 
 
@@ -122,7 +140,12 @@ def _channels(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     key = "channel_names" if "channel_names" in content else "modality"
     names = _get(content, key, dict, file)
     if sorted(names) != sorted(str(i) for i in range(len(names))):
-        raise DatasetError(f"the keys of '{key}' must count from \"0\"", received=sorted(names), where=file)
+        raise DatasetError(
+            f"the keys of '{key}' must count from \"0\"",
+            received=sorted(names),
+            where=file,
+            remedy="number them 0, 1, 2, ...",
+        )
     return tuple(str(names[str(i)]) for i in range(len(names)))
 
 
@@ -131,12 +154,18 @@ def _case(root: Path, entry: Any, key: str, file: Path) -> Case:
         entry = {"image": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
         raise DatasetError(
-            f"an entry of '{key}' must be a path or have 'image'", received=repr(entry)[:80], where=file
+            f"an entry of '{key}' must be a path or have 'image'",
+            received=repr(entry)[:80],
+            where=file,
+            remedy='write {"image": PATH, "label": PATH}',
         )
     label = entry.get("label")
     if label is not None and not isinstance(label, str):
         raise DatasetError(
-            f"'label' of an entry of '{key}' must be a path", received=repr(label)[:80], where=file
+            f"'label' of an entry of '{key}' must be a path",
+            received=repr(label)[:80],
+            where=file,
+            remedy='write {"image": PATH, "label": PATH}',
         )
     image = _inside(root, entry["image"], file)
     return Case(case_name(image), image, None if label is None else _inside(root, label, file))
@@ -147,7 +176,12 @@ def _inside(root: Path, text: str, file: Path) -> Path:
     # choice.
     relative = Path(os.path.normpath(text.replace("\\", "/")))
     if relative.is_absolute() or not relative.parts or relative.parts[0] == "..":
-        raise DatasetError("paths must stay inside the dataset folder", received=text, where=file)
+        raise DatasetError(
+            "paths must stay inside the dataset folder",
+            received=text,
+            where=file,
+            remedy="move the files into the folder and write relative paths",
+        )
     return root / relative
 
 

@@ -100,7 +100,10 @@ def _check(labels: dict[int, str], regions: Regions, *, num_entries: int, where:
     ids = sorted(labels)
     if ids[0] != 0 or len(ids) < 2:
         raise DatasetError(
-            "labels must hold 0, the background, and at least one structure", received=labels, where=where
+            "labels must hold 0, the background, and at least one structure",
+            received=labels,
+            where=where,
+            remedy='write {"0": "background", "1": "liver"}',
         )
     if not regions and (ids != list(range(len(ids))) or num_entries != len(ids)):
         raise DatasetError(
@@ -110,8 +113,15 @@ def _check(labels: dict[int, str], regions: Regions, *, num_entries: int, where:
             where=where,
         )
     if len(set(labels.values())) != len(labels):
-        raise DatasetError("label names must differ", received=sorted(labels.values()), where=where)
+        raise DatasetError(
+            "label names must differ", received=sorted(labels.values()), where=where, remedy="rename one"
+        )
     members = {label_id for ids in regions.values() for label_id in ids}
     unknown = sorted(members - (set(labels) - {0}))
     if unknown:
-        raise DatasetError("regions must consist of declared ids other than 0", received=unknown, where=where)
+        raise DatasetError(
+            "regions must consist of declared ids other than 0",
+            received=unknown,
+            where=where,
+            remedy="declare the ids under labels",
+        )

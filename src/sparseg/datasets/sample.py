@@ -86,6 +86,7 @@ def labels_on_grid(labels: Volume, image: Volume) -> np.ndarray:
             "image and labels must share one grid up to axis order and direction",
             received=f"{image.shape} and {moved.shape}, {shift:.3g} mm apart",
             where=f"{image.source} / {labels.source}",
+            remedy="clear the cache and fetch again",
         )
     return np.ascontiguousarray(moved)
 
@@ -156,8 +157,16 @@ def _check_class_map(source: bytes) -> None:
             wrong = [(old, name) for old, name, _ in manifest.ORGANS if names.get(old) != name]
             if not wrong:
                 return
-            raise FetchError("classes must have the ids of the archive's class map", received=wrong)
-    raise FetchError("the archive must hold a class map", where=manifest.CLASS_MAP)
+            raise FetchError(
+                "classes must have the ids of the archive's class map",
+                received=wrong,
+                remedy="clear the cache and fetch again",
+            )
+    raise FetchError(
+        "the archive must hold a class map",
+        where=manifest.CLASS_MAP,
+        remedy="clear the cache and fetch again",
+    )
 
 
 def _sha256(path: Path) -> str:

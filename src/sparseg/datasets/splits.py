@@ -26,10 +26,15 @@ def split_cases(
         ConfigError: `val_fraction` outside (0, 1).
     """
     if not cases:
-        raise DatasetError("a split needs at least one case", received=0)
+        raise DatasetError(
+            "a split needs at least one case", received=0, remedy="list labelled cases under training"
+        )
     if not 0 < val_fraction < 1:
         raise ConfigError(
-            "val_fraction must lie between 0 and 1", received=val_fraction, where="val_fraction"
+            "val_fraction must lie between 0 and 1",
+            received=val_fraction,
+            where="val_fraction",
+            remedy="e.g. val_share: 0.2",
         )
     ordered = sorted(cases, key=lambda case: case.name)
     if len(ordered) == 1:

@@ -84,7 +84,9 @@ def pair_by_name(pred: Path, ref: Path) -> tuple[dict[str, tuple[Path, Path]], l
     """
     predictions, references = _label_files(pred), _label_files(ref)
     if not references:
-        raise DatasetError("the reference folder must hold .nii or .nii.gz files", where=ref)
+        raise DatasetError(
+            "the reference folder must hold .nii or .nii.gz files", where=ref, remedy="check --ref"
+        )
     missing = sorted(set(references) - set(predictions))
     if missing:
         raise DatasetError(
@@ -132,7 +134,12 @@ def summary_table(result: Mapping[str, Any]) -> list[list[str]]:
 
 def _label_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise DatasetError("predictions and references must be folders", received=str(folder), where=folder)
+        raise DatasetError(
+            "predictions and references must be folders",
+            received=str(folder),
+            where=folder,
+            remedy="check --pred and --ref",
+        )
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.name.lower().endswith(SUFFIXES):
@@ -140,7 +147,10 @@ def _label_files(folder: Path) -> dict[str, Path]:
         other = files.setdefault(case_name(path), path)
         if other is not path:
             raise DatasetError(
-                "a case must have one file", received=f"{other.name}, {path.name}", where=folder
+                "a case must have one file",
+                received=f"{other.name}, {path.name}",
+                where=folder,
+                remedy="remove one of them",
             )
     return files
 

@@ -31,10 +31,16 @@ def label_pair(pred: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, np.ndarra
     pred, ref = np.asarray(pred), np.asarray(ref)
     if pred.shape != ref.shape or pred.ndim != 3:
         raise ShapeError(
-            "prediction and reference must be [H,W,D] of one shape", received=f"{pred.shape} and {ref.shape}"
+            "prediction and reference must be [H,W,D] of one shape",
+            received=f"{pred.shape} and {ref.shape}",
+            remedy="bring both to one grid",
         )
     if pred.dtype.kind not in "iub" or ref.dtype.kind not in "iub":
-        raise ShapeError("label maps must be integers", received=f"{pred.dtype} and {ref.dtype}")
+        raise ShapeError(
+            "label maps must be integers",
+            received=f"{pred.dtype} and {ref.dtype}",
+            remedy="cast the ids to an integer type",
+        )
     box = joint_box(pred, ref)
     return pred[box], ref[box]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -96,6 +97,7 @@ def write_report(out: Path, predictor: Predictor, rows: Sequence[dict[str, Any]]
         "weights_sha256": predictor.card.weights_sha256,
         "overlap": predictor.settings.overlap,
         "device": predictor.settings.device,
+        "reading": asdict(predictor.settings.reading),
         "cases": list(rows),
     }
     content = (json.dumps(report, indent=2) + "\n").encode()

@@ -16,11 +16,11 @@ from sparseg.checkpoints.folder import load_model, read_card
 from sparseg.errors import VolumeError
 from sparseg.models.segmenter import SparseUNETR
 from sparseg.predict.decide import make_decision
+from sparseg.predict.reading import ReadOptions
 from sparseg.preprocessing.orientation import undo_reorient
 from sparseg.preprocessing.pipeline import prepare
 from sparseg.preprocessing.record import PreprocessRecord
 from sparseg.preprocessing.restore import crop_box, model_positions
-from sparseg.volumes.io import read_volume
 from sparseg.volumes.nifti_writer import write_label_map
 from sparseg.volumes.volume import Volume
 from sparseg.windows.finish import finish_labels
@@ -45,11 +45,13 @@ class PredictSettings:
         overlap: Share of the roi by which windows overlap.
         batch_size: Windows per call of the network.
         device: Where the network runs.
+        reading: Decisions for images that would be refused otherwise.
     """
 
     overlap: float = 0.5
     batch_size: int = 1
     device: str = "cpu"
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
 
 class Predictor:
@@ -86,7 +88,7 @@ class Predictor:
         """
         result = CaseResult()
         clock = _Clock(result.seconds)
-        image = read_volume(source)
+        image = self.settings.reading.read(source)
         self._require_channels(image)
         clock.lap("read")
         prepared = prepare(image, self.card.preprocess)

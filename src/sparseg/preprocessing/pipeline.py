@@ -95,7 +95,12 @@ def require_finite(image: Volume) -> None:
         VolumeError: says how many voxels are not finite.
     """
     if image.array.size == 0:
-        raise VolumeError("an image must have voxels", received=image.array.shape, where=image.source)
+        raise VolumeError(
+            "an image must have voxels",
+            received=image.array.shape,
+            where=image.source,
+            remedy="check the file",
+        )
     if np.issubdtype(image.array.dtype, np.integer):
         return
     # Everything after this is float32, so a float64 beyond its range is as bad as infinity.

@@ -87,9 +87,17 @@ class PreprocessRecord:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise VolumeError("a preprocessing record must be JSON", received=str(error)) from None
+            raise VolumeError(
+                "a preprocessing record must be JSON",
+                received=str(error),
+                remedy="use the text that to_json wrote",
+            ) from None
         if not isinstance(values, dict) or set(values) != names:
-            raise VolumeError(f"a preprocessing record must hold exactly {sorted(names)}", received=text[:80])
+            raise VolumeError(
+                f"a preprocessing record must hold exactly {sorted(names)}",
+                received=text[:80],
+                remedy="use the text that to_json wrote",
+            )
         for name in names:
             is_affine = name.endswith("affine")
             values[name] = np.array(values[name], np.float64) if is_affine else tuple(values[name])

@@ -50,16 +50,26 @@ def restore_logits(
     """
     array = np.asarray(logits)
     if array.ndim != 4 or array.shape[1:] != tuple(record.model_shape):
-        raise ShapeError(f"logits must be [K,{_text(record.model_shape)}]", received=array.shape)
+        raise ShapeError(
+            f"logits must be [K,{_text(record.model_shape)}]",
+            received=array.shape,
+            remedy="pass logits on the model grid of this record",
+        )
     if not np.isfinite(array).all():
         raise NumericsError(
-            "logits must be finite", received=f"{int((~np.isfinite(array)).sum())} bad values"
+            "logits must be finite",
+            received=f"{int((~np.isfinite(array)).sum())} bad values",
+            remedy="check the weights",
         )
     fills = (
         np.broadcast_to(np.asarray(fill, np.float32), (len(array),)) if np.ndim(fill) == 0 else np.array(fill)
     )
     if fills.shape != (len(array),):
-        raise ShapeError(f"fill must have one value per class ({len(array)})", received=fills.shape)
+        raise ShapeError(
+            f"fill must have one value per class ({len(array)})",
+            received=fills.shape,
+            remedy="use background_fill",
+        )
     weights = [_linear(record, axis) for axis in range(3)]
     full = np.empty((len(array), *record.reoriented_shape), np.float32)
     full[:] = fills[:, None, None, None]
@@ -83,7 +93,11 @@ def restore_label_map(labels: np.ndarray, record: PreprocessRecord) -> np.ndarra
     """
     array = np.asarray(labels)
     if array.shape != tuple(record.model_shape):
-        raise ShapeError(f"labels must be [{_text(record.model_shape)}]", received=array.shape)
+        raise ShapeError(
+            f"labels must be [{_text(record.model_shape)}]",
+            received=array.shape,
+            remedy="pass labels on the model grid of this record",
+        )
     nearest = [_nearest(record, axis) for axis in range(3)]
     full = np.zeros(record.reoriented_shape, array.dtype)
     full[crop_box(record)] = array[np.ix_(*nearest)]

@@ -43,7 +43,12 @@ def load_training_data(
         SparsegError: the first case that is not usable; nothing is trained on a dataset with a bad case.
     """
     if not dataset.training:
-        raise DatasetError("a dataset to train on must list labelled cases", received=0, where=dataset.root)
+        raise DatasetError(
+            "a dataset to train on must list labelled cases",
+            received=0,
+            where=dataset.root,
+            remedy="add cases with labels under training",
+        )
     preprocess = config.preprocess or default_preprocess(dataset)
     train, val = split_cases(dataset.training, val_fraction=config.val_share, seed=config.seed)
     prepared: dict[str, TrainingCase] = {}
@@ -74,9 +79,19 @@ def default_preprocess(dataset: Dataset) -> PreprocessConfig:
 def _prepare_case(case: Case, dataset: Dataset, preprocess: PreprocessConfig) -> TrainingCase:
     image, labels = load_case(case, dataset)
     if labels is None:
-        raise DatasetError("a training case must have a label", received=case.name, where=case.image)
+        raise DatasetError(
+            "a training case must have a label",
+            received=case.name,
+            where=case.image,
+            remedy="add its label file",
+        )
     result = prepare(image, preprocess, labels=labels)
     if result.labels is None:
-        raise DatasetError("a training case must keep its label", received=case.name, where=case.image)
+        raise DatasetError(
+            "a training case must keep its label",
+            received=case.name,
+            where=case.image,
+            remedy="add its label file",
+        )
     label = result.labels.array[0].astype(np.uint8 if max(dataset.labels) < 256 else np.int16)
     return make_training_case(result.image.array, label)

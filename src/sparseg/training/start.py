@@ -67,4 +67,11 @@ def stored_config(run_folder: Path) -> TrainConfig:
     Raises:
         ConfigError: no run there.
     """
+    if not (run_folder / CONFIG).is_file():
+        raise ConfigError(
+            "a run to resume must be there",
+            received=f"no {CONFIG}",
+            remedy="start it without --resume first",
+            where=run_folder,
+        )
     return parse_config(TrainConfig, load_yaml(run_folder / CONFIG), where=run_folder / CONFIG)

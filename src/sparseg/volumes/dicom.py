@@ -80,7 +80,7 @@ def _choose_series(found: Sequence[SliceHeader], series_uid: str | None, where: 
             "dicom-no-such-series",
         )
     if series_uid is None and len(uids) > 1:
-        remedy = f"choose one by series_uid: {_listing(slices)}"
+        remedy = f"choose one with --series-uid (argument series_uid): {_listing(slices)}"
         raise _refuse(
             "the folder must hold one series", f"{len(uids)} series", remedy, where, "dicom-several-series"
         )
@@ -92,9 +92,7 @@ def _listing(slices: Sequence[SliceHeader]) -> str:
     lines = []
     for uid in sorted({item.series_uid for item in slices}):
         members = [item for item in slices if item.series_uid == uid]
-        lines.append(
-            f"{uid or '(empty)'} ({members[0].description or 'no description'}, {len(members)} slices)"
-        )
+        lines.append(f"{uid or '(empty)'} ({len(members)} slices)")
     return "found " + ", ".join(lines)
 
 

@@ -43,7 +43,6 @@ _KEYWORDS = [
     "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
-    "SeriesDescription",
     "Modality",
     "ImageType",
     "FrameOfReferenceUID",
@@ -78,7 +77,6 @@ class SliceHeader:
         frame: Index within a multi-frame file, 0 otherwise.
         num_frames: Frames in the file.
         series_uid: SeriesInstanceUID, may be empty in anonymised data.
-        description: SeriesDescription.
         localizer: Whether it is a planning image.
         frame_of_reference: UID of the coordinate system, may be empty.
         size: (rows, columns).
@@ -94,7 +92,6 @@ class SliceHeader:
     frame: int
     num_frames: int
     series_uid: str
-    description: str
     localizer: bool
     frame_of_reference: str
     size: tuple[int, int]
@@ -197,7 +194,6 @@ def _slice(dataset: Dataset, places: list[Dataset], path: Path, frame: int, num_
         frame=frame,
         num_frames=num_frames,
         series_uid=str(dataset.get("SeriesInstanceUID") or ""),
-        description=str(dataset.get("SeriesDescription") or ""),
         localizer=localizer,
         frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
         size=(rows, columns),

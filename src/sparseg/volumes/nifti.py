@@ -110,7 +110,7 @@ def _as_image(stored: np.ndarray, header: NiftiHeader, nonfinite: float | None, 
         raise VolumeError(
             "every voxel must be finite in float32",
             received=f"{count} of {array.size} voxels NaN, infinite or beyond 3.4e38",
-            remedy="repair the image, or give a finite fill value with nonfinite",
+            remedy="repair the image, or fill such voxels with --nonfinite 0 (argument nonfinite)",
             where=where,
             code="nifti-nonfinite",
         )

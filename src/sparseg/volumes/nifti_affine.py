@@ -76,7 +76,7 @@ def _stored_affine(
         raise _refuse(
             "the header must state an orientation",
             "qform_code 0 and sform_code 0",
-            "give assume_orientation (for example LPS) if you know it",
+            "give --assume-orientation LPS (argument assume_orientation) if you know it",
             where,
             "no-orientation",
         )
@@ -94,7 +94,7 @@ def _agreeing_sform(header: NiftiHeader, where: str) -> np.ndarray:
             raise _refuse(
                 "qform and sform must describe the same place",
                 f"corners {distance:.4g} units apart",
-                'choose one with affine_choice="sform" or "qform"',
+                "choose with --affine sform or --affine qform (argument affine_choice)",
                 where,
                 "qs-disagree",
             )
@@ -103,7 +103,7 @@ def _agreeing_sform(header: NiftiHeader, where: str) -> np.ndarray:
         raise _refuse(
             "pixdim and sform must give the same spacing",
             f"{_text(pixdim)} and {_text(spacing)}",
-            'choose affine_choice="sform" if the sform is right',
+            "choose --affine sform (argument affine_choice) if the sform is right",
             where,
             "pixdim-disagree",
         )

@@ -28,7 +28,10 @@ class Volume:
     def __post_init__(self) -> None:
         if self.array.ndim != 4:
             raise ShapeError(
-                "a Volume's array must be [C,H,W,D]", received=self.array.shape, where=self.source
+                "a Volume's array must be [C,H,W,D]",
+                received=self.array.shape,
+                where=self.source,
+                remedy="add a channel axis in front",
             )
         affine = np.asarray(self.affine, dtype=np.float64)
         if (
@@ -40,6 +43,7 @@ class Volume:
                 "an affine must be an invertible, finite 4x4 matrix",
                 received=affine.tolist(),
                 where=self.source,
+                remedy="correct the header's orientation and spacing",
             )
         object.__setattr__(self, "affine", affine)
 

@@ -1,0 +1,38 @@
+"""How images are read where the strict rules need a decision of the user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sparseg.volumes.io import read_volume
+from sparseg.volumes.volume import Volume
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Decisions for images that would be refused otherwise: three for NIfTI files, one for DICOM folders.
+
+    Attributes:
+        affine_choice: Which form to believe where sform and qform contradict each other.
+        assume_orientation: Axis codes such as "LPS" for a file that states no orientation.
+        nonfinite: Value that replaces NaN and infinite voxels.
+        series_uid: SeriesInstanceUID of the series to take from a DICOM folder that holds several.
+    """
+
+    affine_choice: Literal["refuse", "sform", "qform"] = "refuse"
+    assume_orientation: str | None = None
+    nonfinite: float | None = None
+    series_uid: str | None = None
+
+    def read(self, path: Path) -> Volume:
+        """Read an image; see `read_volume` for the errors."""
+        if path.is_dir():
+            return read_volume(path, series_uid=self.series_uid)
+        return read_volume(
+            path,
+            affine_choice=self.affine_choice,
+            assume_orientation=self.assume_orientation,
+            nonfinite=self.nonfinite,
+        )
