@@ -172,10 +172,10 @@ class TestT5NonFinite:
 
 @pytest.mark.usefixtures("no_figure")
 def test_a_time_limit_ends_the_run_and_its_schedule(dataset: Path, tmp_path: Path) -> None:
-    run, stopped = run_toy(dataset, tmp_path, max_steps=10**6, max_minutes=0.01, validate_every=10**6)
+    run, stopped = run_toy(dataset, tmp_path, max_steps=10**6, max_minutes=0.005, validate_every=10**6)
     assert stopped is None
     assert 1 <= run.progress.step < 10**4
-    assert run.progress.minutes >= 0.01
+    assert run.progress.minutes >= 0.005
     rates = [lr for _, _, lr in train_rows(tmp_path)]
     assert rates[-1] < 0.5 * max(rates)
     assert (tmp_path / "last" / "model.json").is_file()
@@ -214,8 +214,8 @@ def test_learns_one_phantom_by_heart_and_draws_it(tmp_path: Path) -> None:
         model={"feature_size": 4},
         augment=quiet,
         optimizer={"lr": 1e-2, "warmup_steps": 5},
-        max_steps=60,
-        validate_every=60,
+        max_steps=40,
+        validate_every=40,
     )
     assert sum(watcher.losses[-5:]) < 0.4 * sum(watcher.losses[:5])
     assert watcher.dice[-1] > 0.7
