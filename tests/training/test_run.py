@@ -211,14 +211,14 @@ def test_learns_one_phantom_by_heart_and_draws_it(tmp_path: Path) -> None:
         root,
         tmp_path / "run",
         watcher,
-        model={"feature_size": 4},
+        model={"feature_size": 8},  # four take hundreds of steps to tell the two classes apart
         augment=quiet,
         optimizer={"lr": 1e-2, "warmup_steps": 5},
         max_steps=40,
         validate_every=40,
     )
     assert sum(watcher.losses[-5:]) < 0.4 * sum(watcher.losses[:5])
-    assert watcher.dice[-1] > 0.7
+    assert watcher.dice[-1] > 0.9
     assert run.data.validates_on_training
     assert (tmp_path / "run" / "progress.png").read_bytes().startswith(b"\x89PNG")
     card = json.loads((tmp_path / "run" / "best" / "model.json").read_text())
