@@ -50,8 +50,7 @@ class SparseUNETR(nn.Module):
         **options: Further fields of `SegmenterConfig` (`num_keep`, `mlp_ratio`, `drop_path`, `skips`, ...).
 
     Raises:
-        ConfigError: a setting is unknown or out of range.
-        ShapeError: `roi_size` is not a multiple of the patch.
+        ConfigError: a setting is unknown or out of range, or `roi_size` is no multiple of the patch.
     """
 
     def __init__(
