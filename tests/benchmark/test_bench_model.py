@@ -56,6 +56,9 @@ def test_rows_hold_what_was_measured(tmp_path: Path) -> None:
         assert row["peak_memory_bytes"] == PEAKS[name] + len(mode)
         assert row["seconds_all"] == [row["seconds"]] == [row["p10"]] == [row["p90"]]
         assert 0 < row["seconds"] < 10
+        assert row["cpu_seconds_all"] == [row["cpu_seconds"]]
+        # One thread cannot work for longer than the clock ran.
+        assert 0 < row["cpu_seconds"] < 1.1 * row["seconds"] + 0.02
         assert min(row["parts"].values()) > 0
         assert row["quality"] is None
         assert row["quality_note"] == "random weights: see README for quality"

@@ -29,7 +29,7 @@ from sparseg.benchmark.report import (
     table_rows,
     write_json,
 )
-from sparseg.benchmark.timing import InferenceTimer, TrainingTimer, random_case
+from sparseg.benchmark.timing import InferenceTimer, Measured, TrainingTimer, random_case
 from sparseg.benchmark.variants import MODES, Variant, bench_config, build_variant, choose_variants
 from sparseg.errors import ConfigError
 from sparseg.models.config import SegmenterConfig
@@ -61,6 +61,8 @@ class Row:
     seconds_all: list[float]
     p10: float
     p90: float
+    cpu_seconds: float
+    cpu_seconds_all: list[float]
     parts: dict[str, float]
     macs: int
     macs_parts: dict[str, int]
@@ -190,7 +192,6 @@ class _Plan:
 
 
 Key = tuple[str, str]
-Measured = list[tuple[float, dict[str, float]]]
 
 
 def _measure_memory(plan: _Plan, on_progress: Progress) -> dict[Key, int]:
@@ -205,7 +206,9 @@ def _measure_memory(plan: _Plan, on_progress: Progress) -> dict[Key, int]:
     return peaks
 
 
-def _measure_times(plan: _Plan, built: Mapping[str, Variant], on_progress: Progress) -> dict[Key, Measured]:
+def _measure_times(
+    plan: _Plan, built: Mapping[str, Variant], on_progress: Progress
+) -> dict[Key, list[Measured]]:
     """Seconds and parts of every counted pass, by mode and variant, in rounds over the variants."""
     config, device = plan.config, plan.device
     case = random_case(
@@ -215,7 +218,7 @@ def _measure_times(plan: _Plan, built: Mapping[str, Variant], on_progress: Progr
     loss = make_loss(regions=False)
     for variant in built.values():
         variant.net.to(device)
-    times: dict[Key, Measured] = {(mode, name): [] for mode in plan.modes for name in built}
+    times: dict[Key, list[Measured]] = {(mode, name): [] for mode in plan.modes for name in built}
     for mode in plan.modes:
         timers: dict[str, InferenceTimer | TrainingTimer] = {
             name: InferenceTimer(variant, image, device)
@@ -236,7 +239,7 @@ def _measure_times(plan: _Plan, built: Mapping[str, Variant], on_progress: Progr
 def _rows(
     plan: _Plan,
     built: Mapping[str, Variant],
-    times: Mapping[Key, Measured],
+    times: Mapping[Key, list[Measured]],
     peaks: Mapping[Key, int],
     quality: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
@@ -278,11 +281,18 @@ def _rows(
     return rows
 
 
-def _summary(measured: Measured) -> dict[str, Any]:
-    seconds = [total for total, _ in measured]
+def _summary(measured: list[Measured]) -> dict[str, Any]:
+    seconds = [one.seconds for one in measured]
     p10, p90 = np.percentile(seconds, (10, 90)).tolist()
-    parts = {part: median(split[part] for _, split in measured) for part in measured[0][1]}
-    return {"seconds": median(seconds), "seconds_all": seconds, "p10": p10, "p90": p90, "parts": parts}
+    return {
+        "seconds": median(seconds),
+        "seconds_all": seconds,
+        "p10": p10,
+        "p90": p90,
+        "cpu_seconds": median(one.cpu_seconds for one in measured),
+        "cpu_seconds_all": [one.cpu_seconds for one in measured],
+        "parts": {part: median(one.parts[part] for one in measured) for part in measured[0].parts},
+    }
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,18 @@ from torch import Tensor, nn
 from sparseg.benchmark.variants import Variant
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Measured(NamedTuple):
+    """One pass: seconds on the clock, processor seconds of all threads, seconds of each part.
+
+    Processor seconds do not grow while other programs hold the cores, so with one thread they tell a busy
+    machine from a slow model.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    parts: dict[str, float]
 
 
 class Laps:
@@ -29,11 +42,19 @@ class Laps:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.times: dict[str, float] = {}
+        self.cpu_times: dict[str, float] = {}
 
     def __call__(self, moment: str) -> None:
         """Record `moment` now."""
         synchronize(self.device)
         self.times[moment] = time.perf_counter()
+        self.cpu_times[moment] = time.process_time()
+
+    def between(self, start: str, end: str, parts: dict[str, float]) -> Measured:
+        """The pass from one moment to another, with parts found elsewhere."""
+        return Measured(
+            self.times[end] - self.times[start], self.cpu_times[end] - self.cpu_times[start], parts
+        )
 
     def parts(self) -> dict[str, float]:
         """Seconds that ended at each moment but the first, in order; assembly 0 where a model has none."""
@@ -75,7 +96,7 @@ class InferenceTimer:
     def __init__(self, variant: Variant, image: Tensor, device: torch.device) -> None:
         self.variant, self.image, self.device = variant, image, device
 
-    def measure(self) -> tuple[float, dict[str, float]]:
+    def measure(self) -> Measured:
         """Seconds of one undisturbed pass, and the parts of another one right after it."""
         self.variant.net.eval()
         with torch.inference_mode():
@@ -88,7 +109,7 @@ class InferenceTimer:
                 laps("start")
                 self.variant.net(self.image)
                 laps("decoder")
-        return total.times["end"] - total.times["start"], laps.parts()
+        return total.between("start", "end", laps.parts())
 
 
 class TrainingTimer:
@@ -109,7 +130,7 @@ class TrainingTimer:
         self.loss, self.device = loss, device
         self.optimizer = make_adamw(variant.net)
 
-    def measure(self) -> tuple[float, dict[str, float]]:
+    def measure(self) -> Measured:
         """Seconds of one step and its parts.
 
         On the CPU a lap costs a clock read, so one step gives both; elsewhere laps make the host wait, so the
@@ -119,14 +140,14 @@ class TrainingTimer:
         if self.device.type == "cpu":
             with borders(self.variant, laps):
                 self.step(laps)
-            return laps.times["optimizer"] - laps.times["start"], laps.parts()
+            return laps.between("start", "optimizer", laps.parts())
         total = Laps(self.device)
         total("start")
         self.step(lambda _: None)
         total("end")
         with borders(self.variant, laps):
             self.step(laps)
-        return total.times["end"] - total.times["start"], laps.parts()
+        return total.between("start", "end", laps.parts())
 
     def step(self, lap: Callable[[str], None]) -> None:
         """One training step; calls `lap` behind each of its parts."""
