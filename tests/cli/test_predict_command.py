@@ -79,6 +79,15 @@ class TestRightInput:
         assert row.pop("seconds").keys() == {"read", "prepare", "windows", "finish", "write"}
         assert row == {"case": "a", "status": "ok", "output": "a.nii.gz", "num_windows": 1}
 
+    def test_overlap_is_the_models_own_unless_given(self, predict, tmp_path, model_folder):
+        write_case(tmp_path / "a.nii")
+        own = tmp_path / "own"
+        shutil.copytree(model_folder, own)
+        card = json.loads((own / "model.json").read_text())
+        (own / "model.json").write_text(json.dumps({**card, "overlap": 0.625}))
+        assert predict(tmp_path / "a.nii", model=own).code == 0
+        assert json.loads((tmp_path / "out" / "report.json").read_text())["overlap"] == 0.625
+
     def test_folder_of_files(self, predict, tmp_path):
         folder = tmp_path / "images"
         folder.mkdir()

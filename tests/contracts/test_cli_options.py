@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "INPUTS": REQUIRED,
         "--model": REQUIRED,
         "--out": REQUIRED,
-        "--overlap": 0.5,
+        "--overlap": None,
         "--batch-size": 1,
         "--device": "auto",
         "--affine": "refuse",

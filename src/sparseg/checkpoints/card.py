@@ -45,6 +45,8 @@ class ModelCard(Config):
         channels: Names of the input channels, in order.
         labels: Id -> name; 0 is the background.
         regions: Name -> ids of overlapping regions in output order; empty for exclusive classes.
+        overlap: Overlap of prediction windows the model was validated with; predicting uses it unless told
+            otherwise.
         provenance: Where the model came from.
         weights_sha256: Hash of `weights.safetensors`, hexadecimal.
     """
@@ -55,6 +57,7 @@ class ModelCard(Config):
     channels: tuple[str, ...] = Field(min_length=1)
     labels: dict[int, str]
     regions: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    overlap: float = Field(default=0.5, ge=0, lt=1)
     provenance: Provenance = Provenance()
     weights_sha256: str = ""
 

@@ -21,7 +21,7 @@ def predict(
     *inputs: Annotated[Path, cyclopts.Parameter(required=True)],
     model: Path,
     out: Path,
-    overlap: float = 0.5,
+    overlap: float | None = None,
     batch_size: int = 1,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     affine: Literal["refuse", "sform", "qform"] = "refuse",
@@ -43,7 +43,7 @@ def predict(
     out
         Folder for the label files.
     overlap
-        Share of the window by which neighbouring windows overlap.
+        Share of the window by which neighbouring windows overlap; default: what the model was validated with.
     batch_size
         Windows per call of the network.
     device
@@ -64,7 +64,7 @@ def predict(
     from sparseg.predict.predictor import Predictor, PredictSettings
     from sparseg.predict.reading import ReadOptions
 
-    if batch_size < 1 or not 0 <= overlap < 1:
+    if batch_size < 1 or (overlap is not None and not 0 <= overlap < 1):
         raise ConfigError(
             "batch size must be at least 1, overlap at least 0 and below 1",
             received=f"batch size {batch_size}, overlap {overlap}",

@@ -95,7 +95,7 @@ def write_report(out: Path, predictor: Predictor, rows: Sequence[dict[str, Any]]
     report = {
         "token_counts": predictor.net.token_counts(),
         "weights_sha256": predictor.card.weights_sha256,
-        "overlap": predictor.settings.overlap,
+        "overlap": predictor.overlap,
         "device": predictor.settings.device,
         "reading": asdict(predictor.settings.reading),
         "cases": list(rows),

@@ -42,13 +42,13 @@ class PredictSettings:
     """How to run the windows.
 
     Attributes:
-        overlap: Share of the roi by which windows overlap.
+        overlap: Share of the roi by which windows overlap; None takes the model's own.
         batch_size: Windows per call of the network.
         device: Where the network runs.
         reading: Decisions for images that would be refused otherwise.
     """
 
-    overlap: float = 0.5
+    overlap: float | None = None
     batch_size: int = 1
     device: str = "cpu"
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -67,6 +67,7 @@ class Predictor:
         self.settings = settings or PredictSettings()
         self.net = net.to(self.settings.device).eval()
         self.card = card
+        self.overlap = card.overlap if self.settings.overlap is None else self.settings.overlap
 
     @classmethod
     def from_folder(cls, folder: Path, settings: PredictSettings | None = None) -> Predictor:
@@ -113,7 +114,7 @@ class Predictor:
                 torch.from_numpy(np.ascontiguousarray(image.array, dtype=np.float32)),
                 self.net,
                 self.card.model.roi_size,
-                overlap=self.settings.overlap,
+                overlap=self.overlap,
                 batch_size=self.settings.batch_size,
                 pad_value=self.card.preprocess.background_value,
                 device=self.settings.device,
@@ -124,7 +125,7 @@ class Predictor:
         """Windows that an image on the model grid takes."""
         roi = self.card.model.roi_size
         size = [n + a + b for n, (a, b) in zip(image.shape, padding_to_roi(image.shape, roi), strict=True)]
-        return len(window_starts(size, roi, self.settings.overlap))
+        return len(window_starts(size, roi, self.overlap))
 
     def _require_channels(self, image: Volume) -> None:
         if image.num_channels != self.card.model.in_channels:

@@ -94,7 +94,7 @@ class TrainConfig(Config):
         max_minutes: Wall-clock limit; the schedule is compressed to end with it.
         validate_every: Steps between validations.
         val_share: Share of the labelled cases held out for validation.
-        overlap: Overlap of validation windows.
+        overlap: Overlap of windows in validation, and by default when the model predicts.
         num_workers: Processes that cut and augment crops beside the training process.
         precision: fp32, or bf16/fp16 autocast on a device that has it.
         weights_dtype: Type of the stored weights of the best and last model.

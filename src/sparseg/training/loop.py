@@ -210,6 +210,7 @@ class Run:
             channels=self.dataset.channels,
             labels=self.dataset.labels,
             regions=self.dataset.regions,
+            overlap=self.config.overlap,
             provenance=Provenance(
                 dataset=self.dataset.name,
                 num_training_cases=len(self.data.training),
