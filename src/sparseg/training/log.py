@@ -63,10 +63,10 @@ def draw(folder: Path) -> None:
     if validations:
         names = list(validations[-1]["dice"])
         x = [row["step"] for row in validations]
-        for name in names:
-            right.plot(
-                x, [_or_nan(row["dice"].get(name)) for row in validations], lw=0.8, alpha=0.6, label=name
-            )
+        for number, name in enumerate(names):
+            values = [_or_nan(row["dice"].get(name)) for row in validations]
+            style = ("-", "--", ":")[number // 10 % 3]  # the colours repeat after ten
+            right.plot(x, values, color=f"C{number % 10}", ls=style, lw=1.0, label=name)
         right.plot(
             x, [_or_nan(row["mean_dice"]) for row in validations], "k-o", ms=3, lw=2, label="mean Dice"
         )
