@@ -94,12 +94,18 @@ def _settings(
     """
     from sparseg.config import load_yaml, merge, override, parse_config
     from sparseg.errors import ConfigError
+    from sparseg.models.config import SegmenterConfig
+    from sparseg.models.presets import preset as find_preset
     from sparseg.training.config import TrainConfig
     from sparseg.training.start import stored_config
 
     if resumed is None:
         values = load_yaml(file) if file is not None else {}
-        return parse_config(TrainConfig, merge(override(values, assignments), flags), where=file or "")
+        settings = parse_config(TrainConfig, merge(override(values, assignments), flags), where=file or "")
+        # Checked here too, where the file that holds a wrong model setting is known.
+        where = f"{file}: model" if file else "model"
+        parse_config(SegmenterConfig, {**find_preset(settings.preset), **settings.model}, where=where)
+        return settings
     fixed = sorted(set(flags) - {"max_steps", "max_minutes"})
     given = [*fixed, *(["config"] if file else []), *(f"set {text}" for text in assignments)]
     if given:
