@@ -124,7 +124,7 @@ class Run:
             NumericsError: the loss stayed non-finite for `MAX_BAD_STEPS` steps in a row.
         """
         started = time.monotonic() - self.progress.minutes * 60
-        bad_steps = 0
+        bad_steps, first_step = 0, self.progress.step
         with Stop() as stop:
             batches = self._batches()
             while stop.signal is None and self._share_done() < 1:
@@ -143,7 +143,8 @@ class Run:
                 self._report(loss, time.monotonic() - begun, waited)
                 if self.progress.step % self.config.validate_every == 0 and self._share_done() < 1:
                     self.checkpoint()
-            self.checkpoint()
+            if self.progress.step > first_step:  # a finished run that is resumed has nothing new to store
+                self.checkpoint()
         return stop.signal
 
     def step(self, image: Tensor, label: Tensor) -> float:
