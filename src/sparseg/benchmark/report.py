@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any, BinaryIO
+from typing import Any
 
 from sparseg.errors import ConfigError, InputError
-from sparseg.volumes.atomic import write_atomically
+from sparseg.volumes.atomic import write_bytes_atomically
 
 MIN_PAIRS = 5
 BASE = "sparse"
@@ -39,15 +39,7 @@ def write_json(path: Path | str, result: Mapping[str, Any]) -> None:
     path = Path(path)
     content = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(file: BinaryIO) -> None:
-        file.write(content)
-
-    def verify(temporary: Path) -> None:
-        if temporary.read_bytes() != content:
-            raise OSError("the file read back differs")
-
-    write_atomically(path, write, verify)
+    write_bytes_atomically(path, content)
 
 
 def read_quality(path: Path | str) -> dict[str, Any]:

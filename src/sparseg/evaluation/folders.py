@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from sparseg.errors import DatasetError
 from sparseg.metrics.boxes import label_pair
 from sparseg.metrics.overlap import dice_of_masks
 from sparseg.metrics.surface import hd95_of_masks, nsd_of_masks
-from sparseg.volumes.atomic import write_atomically
+from sparseg.volumes.atomic import write_bytes_atomically
 from sparseg.volumes.geometry import require_same_grid
 from sparseg.volumes.io import SUFFIXES, case_name, read_labels
 from sparseg.volumes.volume import Volume
@@ -202,12 +202,4 @@ def _average(values: list[float]) -> float | None:
 def _write(out: Path, result: dict[str, Any]) -> None:
     content = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
     out.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(file: BinaryIO) -> None:
-        file.write(content)
-
-    def verify(temporary: Path) -> None:
-        if temporary.read_bytes() != content:
-            raise OSError("the file read back differs")
-
-    write_atomically(out, write, verify)
+    write_bytes_atomically(out, content)

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from sparseg.errors import InputError, SparsegError
 from sparseg.predict.inputs import PredictionCase
 from sparseg.predict.predictor import CaseResult, Predictor
-from sparseg.volumes.atomic import write_atomically
+from sparseg.volumes.atomic import write_bytes_atomically
 
 REPORT = "report.json"
 
@@ -102,13 +102,4 @@ def write_report(out: Path, predictor: Predictor, rows: Sequence[dict[str, Any]]
     }
     content = (json.dumps(report, indent=2) + "\n").encode()
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / REPORT, lambda file: _write(file, content), lambda path: _verify(path, content))
-
-
-def _write(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
-
-
-def _verify(path: Path, content: bytes) -> None:
-    if path.read_bytes() != content:
-        raise OSError("the file read back differs")
+    write_bytes_atomically(out / REPORT, content)

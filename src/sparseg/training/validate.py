@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sparseg.datasets.label_table import region_masks
+from sparseg.metrics.overlap import dice_of_masks
 from sparseg.models.segmenter import SparseUNETR
 from sparseg.training.sampling import TrainingCase
 from sparseg.windows.sliding import sliding_window
@@ -53,11 +54,6 @@ def _dice(logits: torch.Tensor, label: np.ndarray, regions: Mapping[str, tuple[i
     if regions:
         predicted = (logits > 0).numpy()
         reference = region_masks(label, regions).astype(bool)
-        return [_mask_dice(p, r) for p, r in zip(predicted, reference, strict=True)]
+        return [dice_of_masks(p, r) for p, r in zip(predicted, reference, strict=True)]
     classes = logits.argmax(dim=0).numpy()
-    return [_mask_dice(classes == value, label == value) for value in range(1, logits.shape[0])]
-
-
-def _mask_dice(predicted: np.ndarray, reference: np.ndarray) -> float:
-    total = int(predicted.sum()) + int(reference.sum())
-    return 2 * int((predicted & reference).sum()) / total if total else float("nan")
+    return [dice_of_masks(classes == value, label == value) for value in range(1, logits.shape[0])]

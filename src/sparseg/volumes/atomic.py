@@ -48,6 +48,23 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], verify: Call
         _sync_folder(path.parent)
 
 
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write `content` as `write_atomically` does, read back and compared.
+
+    Raises:
+        VolumeError: the folder does not exist, or the disk refuses.
+    """
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    def verify(temporary: Path) -> None:
+        if temporary.read_bytes() != content:
+            raise OSError("the file read back differs")
+
+    write_atomically(path, write, verify)
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the rename itself durable where the system allows folders to be opened."""
     if not hasattr(os, "O_DIRECTORY"):
