@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
@@ -18,8 +18,6 @@ from hazards.dicom_faults import make_multiframe, make_slices, save_series, stor
 from sparseg.errors import VolumeError
 from sparseg.volumes import dicom_pixels
 from sparseg.volumes.dicom import read_dicom_series
-
-needs_jpeg2000 = pytest.mark.skipif(not features.check("jpg_2000"), reason="Pillow without OpenJPEG")
 
 
 def _jpeg2000(values: np.ndarray) -> bytes:
@@ -47,21 +45,18 @@ def _expected() -> np.ndarray:
     return (stored_values().transpose(2, 1, 0) * 1.5 - 1000 - np.arange(8)).astype(np.float32)
 
 
-@needs_jpeg2000
 def test_jpeg2000_by_pydicom(tmp_path: Path) -> None:
     assert get_decoder(JPEG2000Lossless).is_available
     volume = read_dicom_series(save_series(tmp_path / "s", _jpeg2000_slices()))
     np.testing.assert_array_equal(volume.array[0], _expected())
 
 
-@needs_jpeg2000
 @pytest.mark.usefixtures("without_decoder")
 def test_jpeg2000_by_gdcm_keeps_stored_values_and_rescales_once(tmp_path: Path) -> None:
     volume = read_dicom_series(save_series(tmp_path / "s", _jpeg2000_slices()))
     np.testing.assert_array_equal(volume.array[0], _expected())
 
 
-@needs_jpeg2000
 @pytest.mark.parametrize("cut", [1, 2, 40])
 def test_cut_jpeg2000_stream_is_refused(tmp_path: Path, cut: int) -> None:
     slices = _jpeg2000_slices()
