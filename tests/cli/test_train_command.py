@@ -233,3 +233,12 @@ def test_an_output_that_is_a_file(train, tmp_path):
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1].startswith("error: ")
     assert (tmp_path / "run").read_text() == "keep"
+
+
+def test_l5_one_image_on_both_sides_of_the_split(train, dataset, tmp_path):
+    """Row L5: the same voxels under two names, one held out, would make validation look better than it is."""
+    image, labels = (dataset / folder for folder in ("imagesTr", "labelsTr"))
+    for folder in (image, labels):
+        (folder / "b.nii.gz").write_bytes((folder / "a.nii.gz").read_bytes())
+    train(*TINY).refused("a.nii.gz", "b.nii.gz", "both in training and held out", "remove one")
+    assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparseg.datasets.dataset import Case, Dataset
+from sparseg.datasets.duplicates import require_no_leak
 from sparseg.datasets.load import load_case
 from sparseg.datasets.splits import split_cases
 from sparseg.errors import DatasetError
@@ -39,7 +40,7 @@ def load_training_data(
         on_case: Called with a case's name before it is read.
 
     Raises:
-        DatasetError: nothing to train on.
+        DatasetError: nothing to train on, or one image under two names on both sides of the split.
         SparsegError: the first case that is not usable; nothing is trained on a dataset with a bad case.
     """
     if not dataset.training:
@@ -49,8 +50,9 @@ def load_training_data(
             where=dataset.root,
             remedy="add cases with labels under training",
         )
-    preprocess = config.preprocess or default_preprocess(dataset)
     train, val = split_cases(dataset.training, val_fraction=config.val_share, seed=config.seed)
+    require_no_leak(train, val)
+    preprocess = config.preprocess or default_preprocess(dataset)
     prepared: dict[str, TrainingCase] = {}
     for case in dataset.training:
         on_case(case.name)
