@@ -57,7 +57,7 @@ def check_grid() -> None:
 
 def draw() -> None:
     """Picture of prediction beside reference."""
-    from sparseg.datasets.dataset import read_dataset
+    from sparseg.datasets.read import read_dataset
     from sparseg.viewer.overview import draw_overview
     from sparseg.volumes.io import read_labels, read_volume
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sparseg.datasets import sample, sample_archive
-from sparseg.datasets.dataset import read_dataset
 from sparseg.datasets.load import load_case
+from sparseg.datasets.read import read_dataset
 from sparseg.datasets.sample import fetch_ct_sample, labels_on_grid
 from sparseg.datasets.sample_archive import cached_archive, default_cache, read_members
 from sparseg.errors import FetchError, GeometryError

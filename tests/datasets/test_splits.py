@@ -9,7 +9,7 @@ from sparseg.datasets.dataset import Case
 from sparseg.datasets.splits import split_cases
 from sparseg.errors import ConfigError, DatasetError
 
-CASES = [Case(f"c{i:02}", Path(f"c{i:02}.nii.gz")) for i in range(30)]
+CASES = [Case(f"c{i:02}", (Path(f"c{i:02}.nii.gz"),)) for i in range(30)]
 
 
 def test_partition_depends_on_names_and_seed_only():

@@ -25,7 +25,7 @@ def case(tmp_path):
     image, labels = make_phantom((12, 10, 9), spacing=(1.5, 1.0, 2.0), num_classes=3, seed=0)
     write_image(tmp_path / "image.nii.gz", image)
     write_label_map(tmp_path / "label.nii.gz", labels.array[0].astype(np.uint8), labels.affine)
-    return Case("image", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz")
+    return Case("image", (tmp_path / "image.nii.gz",), tmp_path / "label.nii.gz")
 
 
 def load(case):
@@ -97,7 +97,7 @@ def test_l5_one_image_under_two_names_is_a_leak(case, tmp_path):
     other = tmp_path / "other.nii.gz"
     write_image(other, make_phantom((12, 10, 9), spacing=(1.5, 1.0, 2.0), num_classes=3, seed=5)[0])
     shutil.copy(case.label, tmp_path / "label2.nii.gz")
-    double, fresh = Case("renamed", copy), Case("other", other)
+    double, fresh = Case("renamed", (copy,)), Case("other", (other,))
     assert find_duplicates([case, fresh, double]) == [(case, double)]
     with pytest.raises(DatasetError, match=r"image\.nii\.gz = .*renamed\.nii") as error:
         require_no_leak([case], [fresh, double])

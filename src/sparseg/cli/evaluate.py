@@ -41,7 +41,7 @@ def evaluate(
 
 def _names(folder: Path) -> dict[int, str]:
     if (folder / "dataset.json").is_file():
-        from sparseg.datasets.dataset import read_dataset
+        from sparseg.datasets.read import read_dataset
 
         return read_dataset(folder).labels
     from sparseg.checkpoints.folder import read_card

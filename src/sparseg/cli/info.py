@@ -81,7 +81,7 @@ def _image(path: Path, reading: ReadOptions) -> int:
 
 def _dataset(path: Path) -> int:
     from sparseg.cli.output import print_pairs
-    from sparseg.datasets.dataset import read_dataset
+    from sparseg.datasets.read import read_dataset
 
     dataset = read_dataset(path)
     labelled = sum(case.label is not None for case in dataset.test)

@@ -23,7 +23,7 @@ def fetch(name: Literal["ct"], /, *, to: Annotated[Path, cyclopts.Parameter(name
         Folder to write.
     """
     from sparseg.cli.output import print_pairs
-    from sparseg.datasets.dataset import read_dataset
+    from sparseg.datasets.read import read_dataset
     from sparseg.datasets.sample import fetch_ct_sample
 
     fetchers = {"ct": fetch_ct_sample}

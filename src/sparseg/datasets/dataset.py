@@ -1,49 +1,72 @@
-"""A dataset on disk as its `dataset.json` describes it (Medical Segmentation Decathlon.
-
-NnU-Net label style too).
-"""
+"""A dataset as sparseg sees it, whatever its layout on disk: cases, channels, labels."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from sparseg.datasets.label_table import parse_labels
+from sparseg.datasets.findings import Finding
 from sparseg.errors import DatasetError
-from sparseg.volumes.io import case_name
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image and, if there is one, its label map.
+    """The files of one case.
 
     Attributes:
         name: Unique in the dataset; names the outputs.
-        image: NIfTI file, or folder with one DICOM series.
-        label: NIfTI file of ids, or None.
+        images: One file or DICOM folder per channel, in channel order; a single file may hold all channels.
+        label: Label map, RTSTRUCT or DICOM SEG file, or None.
+        masks: Instead of a label map, one binary mask file per structure: (its name, file).
+        subject: The patient; cases of one subject never part over training and validation. Empty: the name.
+        series_uid: SeriesInstanceUID to take where the DICOM folder holds several series.
+        fold: Fold in which the case validates, if the dataset says so.
     """
 
     name: str
-    image: Path
+    images: tuple[Path, ...]
     label: Path | None = None
+    masks: tuple[tuple[str, Path], ...] = ()
+    subject: str = ""
+    series_uid: str | None = None
+    fold: int | None = None
+
+    @property
+    def image(self) -> Path:
+        """The first image file, for messages."""
+        return self.images[0]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the case has labels of any kind."""
+        return self.label is not None or bool(self.masks)
+
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """The files that hold its labels."""
+        return (*([self.label] if self.label is not None else []), *(path for _, path in self.masks))
+
+    @property
+    def patient(self) -> str:
+        """What cases are grouped by."""
+        return self.subject or self.name
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a dataset folder holds.
+    """What a dataset holds.
 
     Attributes:
         name: Title.
         channels: Name of each image channel, in order, such as ("CT",).
-        labels: Id -> name; 0 is the background.
-        regions: Name -> ids of overlapping regions, in output order; empty for plain classes.
+        labels: Id -> name, ascending; 0 is the background. Ids may have gaps. Empty where the layout does not
+            declare any: `survey.with_found_labels` fills them from the label files.
         training: Cases with labels.
         test: Other cases, with or without labels.
-        root: The folder.
+        root: The folder, or the file that lists the cases.
+        regions: Name -> ids of overlapping regions, in output order; empty for plain classes.
+        layout: Name of the layout it was read as, such as "nnU-Net raw".
+        problems: What reading the layout found wrong with cases; those cases are not in `training` or `test`.
     """
 
     name: str
@@ -53,163 +76,78 @@ class Dataset:
     test: tuple[Case, ...]
     root: Path
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    layout: str = ""
+    problems: tuple[Finding, ...] = ()
 
     @property
     def num_classes(self) -> int:
         """Channels of the model's output: classes with the background, or regions."""
         return len(self.regions) or len(self.labels)
 
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """Training and test cases."""
+        return self.training + self.test
 
-def read_dataset(folder: Path | str) -> Dataset:
-    """Read `dataset.json` and check that everything it lists is there.
+    def describe(self) -> str:
+        """One line: layout, number of cases, channels, labels."""
+        labels = f"{len(self.labels) - 1} labels" if self.labels else "labels not declared"
+        regions = f", {len(self.regions)} regions" if self.regions else ""
+        return (
+            f"{self.layout} dataset {self.name!r}: {len(self.training)} training and {len(self.test)} "
+            f"test cases, channels {', '.join(self.channels)}, {labels}{regions}"
+        )
 
-    Args:
-        folder: Holds `dataset.json`; paths in it are relative to this folder and stay inside it.
+
+def require_sound(dataset: Dataset) -> Dataset:
+    """Return the dataset if it can be used as it stands.
 
     Raises:
-        DatasetError: no or invalid json, a missing or malformed key, missing files, two cases of one name, a
-            path that leaves the folder.
+        DatasetError: a case that cannot be used, a missing file, or two cases of one name.
     """
-    root = Path(folder)
-    file = root / "dataset.json"
-    content = _read_json(file)
-    labels, regions = parse_labels(_get(content, "labels", dict, file), content.get("regions"), where=file)
-    training = tuple(_case(root, entry, "training", file) for entry in _get(content, "training", list, file))
-    test = tuple(_case(root, entry, "test", file) for entry in content.get("test") or [])
-    unlabelled = [case.name for case in training if case.label is None]
-    if unlabelled:
+    if dataset.problems:
+        first = dataset.problems[0]
         raise DatasetError(
-            "every training case must have a label",
-            received=_some(unlabelled),
-            where=file,
-            remedy="list these cases under test, or add labels",
+            "every case of a dataset must be usable",
+            received=f"{len(dataset.problems)} problem(s), the first: {first.message}",
+            remedy=first.remedy or "run sparseg check on the dataset",
+            where=first.file or dataset.root,
+            code=first.code,
         )
-    _require_distinct_names(training + test, file)
-    _require_files(training + test, file)
-    return Dataset(
-        name=str(content.get("name") or root.resolve().name),
-        channels=_channels(content, file),
-        labels=labels,
-        regions=regions,
-        training=training,
-        test=test,
-        root=root,
-    )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError):
+    require_distinct_names(dataset)
+    paths = [path for case in dataset.cases for path in (*case.images, *case.label_files)]
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
         raise DatasetError(
-            "a dataset folder must hold dataset.json",
-            remedy="give the folder that holds dataset.json, imagesTr and labelsTr",
-            where=file.parent,
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            "dataset.json must be valid JSON in UTF-8",
-            received=str(error),
-            where=file,
-            remedy="correct the file",
-        ) from None
-    if not isinstance(content, dict):
-        raise DatasetError(
-            "dataset.json must hold an object",
-            received=type(content).__name__,
-            where=file,
-            remedy="start the file with {",
+            "every file listed must exist",
+            received=f"{len(missing)} of {len(paths)} missing: {some(missing)}",
+            remedy="complete the dataset or remove the entries",
+            where=dataset.root,
+            code="file-missing",
         )
-    return content
+    return dataset
 
 
-def _get(content: Mapping[str, Any], key: str, kind: type, file: Path) -> Any:
-    value = content.get(key)
-    if not isinstance(value, kind) or not value:
-        words = "a filled object" if kind is dict else "a filled list"
-        raise DatasetError(
-            f"dataset.json must have '{key}', {words}",
-            received=repr(value)[:80],
-            where=file,
-            remedy="see docs/how-to/train.md for the layout",
-        )
-    return value
+def require_distinct_names(dataset: Dataset) -> None:
+    """Refuse two cases of one name: outputs are named after cases.
 
-
-def _channels(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
-    key = "channel_names" if "channel_names" in content else "modality"
-    names = _get(content, key, dict, file)
-    if sorted(names) != sorted(str(i) for i in range(len(names))):
-        raise DatasetError(
-            f"the keys of '{key}' must count from \"0\"",
-            received=sorted(names),
-            where=file,
-            remedy="number them 0, 1, 2, ...",
-        )
-    return tuple(str(names[str(i)]) for i in range(len(names)))
-
-
-def _case(root: Path, entry: Any, key: str, file: Path) -> Case:
-    if isinstance(entry, str):
-        entry = {"image": entry}
-    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-        raise DatasetError(
-            f"an entry of '{key}' must be a path or have 'image'",
-            received=repr(entry)[:80],
-            where=file,
-            remedy='write {"image": PATH, "label": PATH}',
-        )
-    label = entry.get("label")
-    if label is not None and not isinstance(label, str):
-        raise DatasetError(
-            f"'label' of an entry of '{key}' must be a path",
-            received=repr(label)[:80],
-            where=file,
-            remedy='write {"image": PATH, "label": PATH}',
-        )
-    image = _inside(root, entry["image"], file)
-    return Case(case_name(image), image, None if label is None else _inside(root, label, file))
-
-
-def _inside(root: Path, text: str, file: Path) -> Path:
-    # By the text alone, not by resolving: a folder of images linked in from another disk is a user's own
-    # choice.
-    relative = Path(os.path.normpath(text.replace("\\", "/")))
-    if relative.is_absolute() or not relative.parts or relative.parts[0] == "..":
-        raise DatasetError(
-            "paths must stay inside the dataset folder",
-            received=text,
-            where=file,
-            remedy="move the files into the folder and write relative paths",
-        )
-    return root / relative
-
-
-def _require_distinct_names(cases: tuple[Case, ...], file: Path) -> None:
+    Raises:
+        DatasetError: names both files.
+    """
     seen: dict[str, Case] = {}
-    for case in cases:
-        # Outputs are named after cases; some file systems do not tell capitals apart.
+    for case in dataset.cases:
+        # Some file systems do not tell capitals apart.
         other = seen.setdefault(case.name.casefold(), case)
         if other is not case:
             raise DatasetError(
                 "every case must have a name of its own, in training and test together",
                 received=f"'{case.name}' from {other.image} and {case.image}",
                 remedy="rename one of the files, or remove the double entry",
-                where=file,
+                where=dataset.root,
+                code="case-name",
             )
 
 
-def _require_files(cases: tuple[Case, ...], file: Path) -> None:
-    paths = [path for case in cases for path in (case.image, case.label) if path is not None]
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        raise DatasetError(
-            "every file listed must exist",
-            received=f"{len(missing)} of {len(paths)} missing: {_some(missing)}",
-            remedy="complete the dataset or remove the entries",
-            where=file,
-        )
-
-
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first five names and the number of the others."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -29,8 +29,7 @@ def parse_labels(
         Labels id -> name in ascending order, and regions name -> ids (empty for plain classes).
 
     Raises:
-        DatasetError: not one of the styles, no background 0, ids that are double or leave gaps (gaps are
-            allowed with regions), regions of unknown ids.
+        DatasetError: not one of the styles, no background 0, an id declared twice, regions of unknown ids.
     """
     try:
         if all(_is_id(key) for key in table):
@@ -105,11 +104,11 @@ def _check(labels: dict[int, str], regions: Regions, *, num_entries: int, where:
             where=where,
             remedy='write {"0": "background", "1": "liver"}',
         )
-    if not regions and (ids != list(range(len(ids))) or num_entries != len(ids)):
+    if not regions and num_entries != len(ids):
         raise DatasetError(
-            "label ids must be 0, 1, 2, ... without gaps or doubles",
+            "every label id must be declared once",
             received=ids,
-            remedy="renumber the label files, or describe regions",
+            remedy="remove the double entries",
             where=where,
         )
     if len(set(labels.values())) != len(labels):

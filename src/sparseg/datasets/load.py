@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from sparseg.datasets.dataset import Case, Dataset
 from sparseg.datasets.label_table import require_known_ids
-from sparseg.errors import DatasetError
+from sparseg.errors import DatasetError, LabelError
 from sparseg.volumes.geometry import require_same_grid
 from sparseg.volumes.io import read_labels, read_volume
 from sparseg.volumes.volume import Volume
@@ -16,20 +18,78 @@ def load_case(case: Case, dataset: Dataset) -> tuple[Volume, Volume | None]:
     Raises:
         VolumeError: a file that cannot be trusted; labels with channels.
         DatasetError: another number of channels than the dataset declares.
-        GeometryError: image and labels on different grids; names both files.
+        GeometryError: channels, or image and labels, on different grids; names both files.
         LabelError: ids that are not whole numbers or not declared, with counts.
     """
-    image = read_volume(case.image)
-    if image.num_channels != len(dataset.channels):
+    image = load_image(case, dataset)
+    return image, load_labels(case, dataset, image)
+
+
+def load_image(case: Case, dataset: Dataset) -> Volume:
+    """Read the image `[C,H,W,D]` float32, its channels from one file or from one file each.
+
+    Raises:
+        VolumeError: a file that cannot be trusted.
+        DatasetError: another number of channels than the dataset declares.
+        GeometryError: the files of the channels lie on different grids.
+    """
+    options = {} if case.series_uid is None else {"series_uid": case.series_uid}
+    parts = [read_volume(path, **options) for path in case.images]
+    for part in parts[1:]:
+        require_same_grid(parts[0], part, what="the channels of a case")
+    num_channels = sum(part.num_channels for part in parts)
+    if num_channels != len(dataset.channels):
         raise DatasetError(
             f"images must have {len(dataset.channels)} channels ({', '.join(dataset.channels)})",
-            received=image.num_channels,
-            remedy="correct channel_names in dataset.json or the image",
+            received=num_channels,
+            remedy="correct channel_names in dataset.json (channels in sparseg.yaml) or the image",
             where=case.image,
+            code="channel-count",
         )
-    if case.label is None:
-        return image, None
-    labels = read_labels(case.label)
-    require_same_grid(image, labels, what="image and labels")
-    require_known_ids(labels.array, dataset.labels, where=case.label)
-    return image, labels
+    if len(parts) == 1:
+        return parts[0]
+    return Volume(np.concatenate([part.array for part in parts]), parts[0].affine, parts[0].source)
+
+
+def load_labels(case: Case, dataset: Dataset, image: Volume) -> Volume | None:
+    """Read the labels `[1,H,W,D]` int32 on the grid of `image`; None if the case has none.
+
+    Ids are compared with `dataset.labels` where it declares any.
+
+    Raises:
+        VolumeError: a file that cannot be trusted; labels with channels.
+        GeometryError: another grid than the image's.
+        LabelError: ids that are not whole numbers or not declared; masks that overlap.
+    """
+    if not case.labelled:
+        return None
+    if case.label is not None:
+        labels = read_labels(case.label)
+        require_same_grid(image, labels, what="image and labels")
+    else:
+        labels = _merge_masks(case, dataset, image)
+    if dataset.labels:
+        require_known_ids(labels.array, dataset.labels, where=case.label_files[0])
+    return labels
+
+
+def _merge_masks(case: Case, dataset: Dataset, image: Volume) -> Volume:
+    """One label map from one binary mask per structure."""
+    ids = {name: label_id for label_id, name in dataset.labels.items()}
+    merged = np.zeros((1, *image.shape), np.int32)
+    for name, path in case.masks:
+        mask = read_labels(path)
+        require_same_grid(image, mask, what="image and mask")
+        inside = mask.array > 0
+        overlap = int(np.count_nonzero(inside & (merged > 0)))
+        if overlap:
+            others = [dataset.labels[int(i)] for i in np.unique(merged[inside]) if i]
+            raise LabelError(
+                "the masks of a case must not overlap",
+                received=f"{name} shares {overlap} voxels with {', '.join(others)}",
+                remedy="merge them into one label map and declare regions in sparseg.yaml",
+                where=path,
+                code="label-overlap",
+            )
+        merged[inside] = ids[name]
+    return Volume(merged, image.affine, str(case.label_files[0]))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sparseg.config import load_yaml, parse_config, to_yaml
-from sparseg.datasets.dataset import read_dataset
+from sparseg.datasets.read import read_dataset
 from sparseg.errors import ConfigError
 from sparseg.training.config import TrainConfig
 from sparseg.training.data import load_training_data

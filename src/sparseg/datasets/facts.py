@@ -1,0 +1,163 @@
+"""What one case measures, on RAS axes: the same numbers in whatever format or axis order it is stored."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sparseg.preprocessing.config import CT_FOREGROUND_HU
+from sparseg.preprocessing.crop import foreground_box
+from sparseg.preprocessing.orientation import ras_axes, reorient, reorient_affine
+from sparseg.shapes import Triple
+from sparseg.volumes.geometry import axis_codes, spacing_of
+from sparseg.volumes.volume import Volume
+
+NUM_QUANTILES = 201
+_DECIMALS_MM = 3
+_SLAB = 64
+
+
+@dataclass(frozen=True)
+class ChannelFacts:
+    """Intensities of one channel.
+
+    Attributes:
+        minimum: Smallest value.
+        maximum: Largest value.
+        nonzero_share: Share of voxels that are not 0.
+        mean: Mean over the voxels that are not 0.
+        deviation: Standard deviation over the voxels that are not 0.
+        foreground_quantiles: 201 evenly spaced quantiles (0, 0.5, ..., 100 %) over the labelled voxels; over
+            the voxels that are not 0 where nothing is labelled; empty where all are 0.
+    """
+
+    minimum: float
+    maximum: float
+    nonzero_share: float
+    mean: float
+    deviation: float
+    foreground_quantiles: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """One case. Holds nothing that could identify a patient: no names, dates or paths.
+
+    Attributes:
+        shape: Voxels on RAS axes.
+        spacing: Voxel edges in mm on RAS axes, rounded to 0.001.
+        codes: Directions of the stored axes, such as "LPS".
+        affine: The 16 numbers of the RAS-ordered affine, row by row, rounded to 0.001 mm.
+        body_shape: Voxels of the box around everything above -500 HU (meaningful for CT).
+        nonzero_shape: Voxels of the box around everything that is not 0.
+        channels: Intensities per channel.
+        label_counts: Voxels per id, None without labels.
+        image_hash: SHA-256 of the image's voxels on RAS axes.
+        label_hash: SHA-256 of the ids on RAS axes, empty without labels.
+    """
+
+    shape: Triple
+    spacing: tuple[float, float, float]
+    codes: str
+    affine: tuple[float, ...]
+    body_shape: Triple
+    nonzero_shape: Triple
+    channels: tuple[ChannelFacts, ...]
+    label_counts: dict[int, int] | None
+    image_hash: str
+    label_hash: str
+
+    @property
+    def content_key(self) -> str:
+        """Hash of voxels, labels and place: equal for the same case in any layout or file format."""
+        text = repr((self.image_hash, self.label_hash, self.shape, self.affine))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` gives back an equal record."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> CaseFacts:
+        """The reverse of `to_json`."""
+        counts = values["label_counts"]
+        channels = tuple(
+            ChannelFacts(**{**channel, "foreground_quantiles": tuple(channel["foreground_quantiles"])})
+            for channel in values["channels"]
+        )
+        lists = ("shape", "spacing", "affine", "body_shape", "nonzero_shape")
+        return cls(
+            **{
+                **values,
+                **{name: tuple(values[name]) for name in lists},
+                "channels": channels,
+                "label_counts": None if counts is None else {int(k): int(v) for k, v in counts.items()},
+            }
+        )
+
+
+def measure(image: Volume, labels: Volume | None) -> CaseFacts:
+    """Measure a case.
+
+    Args:
+        image: `[C,H0,W0,D0]`, finite, in its own units and axis order.
+        labels: `[1,H0,W0,D0]` ids on the image's grid, or None.
+    """
+    permutation, flips = ras_axes(image.affine)
+    array = reorient(image.array, permutation, flips)
+    affine = reorient_affine(image.affine, image.shape, permutation, flips)
+    ids = None if labels is None else reorient(labels.array, permutation, flips)[0]
+    spacing = tuple(round(float(edge), _DECIMALS_MM) for edge in spacing_of(affine))
+    # 0.0 is added so that a rounded -0.0 does not change the content key.
+    rounded = tuple(round(float(value), _DECIMALS_MM) + 0.0 for value in affine.reshape(-1))
+    counts = None
+    if ids is not None:
+        present, numbers = np.unique(ids, return_counts=True)
+        counts = {int(i): int(n) for i, n in zip(present, numbers, strict=True)}
+    return CaseFacts(
+        shape=array.shape[1:],
+        spacing=(spacing[0], spacing[1], spacing[2]),
+        codes=axis_codes(image.affine),
+        affine=rounded,
+        body_shape=_box_shape(array, CT_FOREGROUND_HU),
+        nonzero_shape=_box_shape(array, None),
+        channels=tuple(_measure_channel(channel, ids) for channel in array),
+        label_counts=counts,
+        image_hash=_hash(array, "<f4"),
+        label_hash="" if ids is None else _hash(ids[None], "<i4"),
+    )
+
+
+def _measure_channel(channel: np.ndarray, ids: np.ndarray | None) -> ChannelFacts:
+    nonzero = channel[channel != 0].astype(np.float64)
+    foreground = channel[ids > 0] if ids is not None and ids.any() else nonzero
+    levels = np.linspace(0, 1, NUM_QUANTILES)
+    # Sorted values, so that the axis order of the file cannot change a sum's last digit.
+    nonzero.sort()
+    return ChannelFacts(
+        minimum=float(channel.min()),
+        maximum=float(channel.max()),
+        nonzero_share=nonzero.size / channel.size,
+        mean=float(nonzero.mean()) if nonzero.size else 0.0,
+        deviation=float(nonzero.std()) if nonzero.size else 0.0,
+        foreground_quantiles=tuple(np.quantile(foreground, levels).tolist()) if foreground.size else (),
+    )
+
+
+def _box_shape(array: np.ndarray, threshold: float | None) -> Triple:
+    start, stop = foreground_box(array, threshold=threshold, spacing=(1.0, 1.0, 1.0), margin_mm=0)
+    return (stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])
+
+
+def _hash(array: np.ndarray, dtype: str) -> str:
+    """SHA-256 of shape and values in C order, slab by slab."""
+    digest = hashlib.sha256(repr(array.shape).encode())
+    for channel in array:
+        for start in range(0, channel.shape[0], _SLAB):
+            slab = np.ascontiguousarray(channel[start : start + _SLAB], dtype=dtype)
+            # -0.0 and 0.0 are the same value but not the same bytes.
+            digest.update((slab + slab.dtype.type(0)).tobytes())
+    return digest.hexdigest()

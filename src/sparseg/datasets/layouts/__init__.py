@@ -1,0 +1,1 @@
+"""Layouts as found, one file each: `recognise(path)` tells, `read(path, declaration)` lists the cases."""

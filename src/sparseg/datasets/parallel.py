@@ -1,0 +1,86 @@
+"""The same function on many cases, in worker processes, results in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from sparseg.errors import DatasetError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+# Starting workers costs about a second; fewer items than this are done sooner without.
+_MIN_ITEMS = 8
+
+
+def default_workers() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_items(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int | None = None,
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[Result]:
+    """Return `[function(item) for item in items]`.
+
+    Args:
+        function: Module-level function (or `functools.partial` of one); what it raises is raised here.
+        items: Arguments; must be picklable, as must the results.
+        workers: Processes; None takes all processors. Up to one, or with few items, nothing is started.
+        on_done: Called with an item's index when its result is there, in order of completion.
+
+    Raises:
+        DatasetError: a worker process died, which is nearly always lack of memory.
+    """
+    count = min(default_workers() if workers is None else workers, len(items))
+    if count <= 1 or (workers is None and len(items) < _MIN_ITEMS):
+        results = []
+        for index, item in enumerate(items):
+            results.append(function(item))
+            on_done(index)
+        return results
+    # spawn: a fork would copy the locks of a process that may already run threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_quiet_worker) as pool:
+        try:
+            return _collect(pool, function, items, on_done)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _collect(
+    pool: ProcessPoolExecutor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    on_done: Callable[[int], None],
+) -> list[Result]:
+    futures: dict[Future[Result], int] = {
+        pool.submit(function, item): index for index, item in enumerate(items)
+    }
+    try:
+        for future in as_completed(futures):
+            future.result()
+            on_done(futures[future])
+    except BrokenProcessPool:
+        raise DatasetError(
+            "every worker process must finish",
+            received="one was killed, most likely for lack of memory",
+            remedy="use fewer workers (--workers 1), or close other programs",
+            code="worker-killed",
+        ) from None
+    return [future.result() for future in futures]
+
+
+def _quiet_worker() -> None:
+    """Ctrl-C goes to the whole process group; only the parent answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
