@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from nibabel.orientations import io_orientation
 
 from sparseg.shapes import Triple
 
@@ -20,9 +19,15 @@ def ras_axes(affine: np.ndarray) -> tuple[Triple, Flips]:
         `permutation` (reoriented axis r is original axis `permutation[r]`) and `flips` (whether reoriented
         axis r runs against the original one). An oblique affine stays oblique.
     """
-    axes, signs = io_orientation(affine).T
-    order = [int(np.flatnonzero(axes == r)[0]) for r in range(3)]
-    flips = [bool(signs[axis] < 0) for axis in order]
+    matrix = np.asarray(affine, dtype=np.float64)[:3, :3]
+    left, _, right = np.linalg.svd(matrix / np.linalg.norm(matrix, axis=0))
+    # The rotation nearest to the axes; the clearest axis chooses its direction first, as nibabel has it.
+    turn = left @ right
+    order, free = [0, 0, 0], np.ones(3, dtype=bool)
+    for axis in np.argsort(-np.abs(turn).max(axis=0), kind="stable"):
+        direction = int(np.where(free, np.abs(turn[:, axis]), -1.0).argmax())
+        order[direction], free[direction] = int(axis), False
+    flips = [bool(turn[direction, axis] < 0) for direction, axis in enumerate(order)]
     return (order[0], order[1], order[2]), (flips[0], flips[1], flips[2])
 
 
