@@ -222,25 +222,26 @@ class TestInfo:
 
     def test_broken_dataset(self, sparseg, toy):
         (toy / "imagesTs" / "b.nii.gz").unlink()
-        sparseg("info", toy).refused(toy / "dataset.json", "1 of 5 missing", "imagesTs/b.nii.gz")
+        sparseg("info", toy).refused(toy, "1 of 5 missing", "imagesTs/b.nii.gz")
 
 
 def test_sample_fetch_writes_where_it_is_told(sparseg, toy, tmp_path, monkeypatch):
     """The fetching itself is tested with the datasets; this is the wiring."""
     asked = []
 
-    def fetch(folder):
-        asked.append(folder)
+    def fetch(name, folder):
+        asked.append((name, folder))
         shutil.copytree(toy, folder)
+        (folder / "README.txt").write_text("silver labels\n")
         return folder
 
-    monkeypatch.setattr(sample, "fetch_ct_sample", fetch)
+    monkeypatch.setattr(sample, "fetch_sample", fetch)
     outcome = sparseg("sample", "fetch", "ct", "--to", tmp_path / "ct")
     assert (outcome.code, outcome.err) == (0, "")
-    assert asked == [tmp_path / "ct"]
+    assert asked == [("ct", tmp_path / "ct")]
     values = pairs(outcome.out)
     assert (values["training"], values["test"]) == ("a", "b, c")
-    assert values["labels"].startswith("2 organs, silver")
+    assert (values["labels"], values["provenance"]) == ("2 structures", "silver labels")
 
 
 def test_unknown_commands_and_samples(sparseg, tmp_path):

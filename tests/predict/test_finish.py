@@ -135,7 +135,7 @@ def test_regions_are_decided_on_the_original_grid_too():
     card = tiny_card(tiny_net(), labels=names, regions=regions)
     labels = labels_on_original_grid(logits, record, card)
     full = torch.from_numpy(restore_logits(logits.numpy(), record, fill=background_fill(3, regions=True)))
-    expected = make_decision(regions)(full).numpy()
+    expected = make_decision(range(full.shape[0]), regions)(full).numpy()
     differs = labels != expected
     assert np.all(full.abs().amin(dim=0).numpy()[differs] <= 1e-5)
     assert differs.mean() < 1e-3

@@ -1,6 +1,8 @@
-"""What the sample archive must hold: names, SHA-256 sums and the classes taken from it."""
+"""What the archive of the CT sample must hold: names, SHA-256 sums and the classes taken from it."""
 
 from __future__ import annotations
+
+from sparseg.datasets.sample_archive import Archive
 
 PACKAGE = "totalsegmentator"
 VERSION = "2.18.0"
@@ -50,6 +52,8 @@ MEMBERS = {
     CT_C_LABEL: "98af7f6536c316ff9084054f20956cd3e28af376b81d582d269fbea2744878fc",
     **{_CT_C_STEM + digits: value for digits, value in _CT_C_SHA256.items()},
 }
+
+SOURCE = Archive(PACKAGE, VERSION, ARCHIVE, ARCHIVE_SHA256, MEMBERS)
 
 # Our id is the place in this list plus one; (id in the archive's class map "total", its name there, our
 # name).

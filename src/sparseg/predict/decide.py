@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 
-def make_decision(regions: Mapping[str, tuple[int, ...]]) -> Callable[[Tensor], Tensor]:
+def make_decision(
+    labels: Iterable[int], regions: Mapping[str, tuple[int, ...]]
+) -> Callable[[Tensor], Tensor]:
     """Return logits `[K, ...]` -> ids `[...]`.
 
-    Without regions it is the argmax over classes. With regions every channel is present where its logit is
-    positive (probability above one half), and the regions are painted from the largest to the smallest: each
-    with the id it has and the smaller regions inside it have not (BraTS: whole tumour, then core, then
-    enhancing tumour).
+    Without regions it is the argmax over classes; class number c is the c-th of the ids in ascending order.
+    With regions every channel is present where its logit is positive (probability above one half), and the
+    regions are painted from the largest to the smallest: each with the id it has and the smaller regions
+    inside it have not (BraTS: whole tumour, then core, then enhancing tumour).
     """
     if not regions:
-        return lambda logits: logits.argmax(dim=0)
+        table = torch.tensor(sorted(labels))
+        return lambda logits: table[logits.argmax(dim=0).cpu()]
     order = paint_order(regions)
 
     def decide(logits: Tensor) -> Tensor:

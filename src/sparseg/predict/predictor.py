@@ -146,7 +146,9 @@ def labels_on_original_grid(logits: Tensor, record: PreprocessRecord, card: Mode
     positions = [model_positions(record, axis) for axis in range(3)]
     dtype = np.uint8 if max(card.labels) < 256 else np.uint16
     full = np.zeros(record.reoriented_shape, dtype=dtype)
-    full[crop_box(record)] = finish_labels(logits, positions, make_decision(card.regions), dtype=dtype)
+    full[crop_box(record)] = finish_labels(
+        logits, positions, make_decision(card.labels, card.regions), dtype=dtype
+    )
     return np.ascontiguousarray(undo_reorient(full[None], record.permutation, record.flips)[0])
 
 
