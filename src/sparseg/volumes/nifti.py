@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from sparseg.errors import LabelError, VolumeError
+from sparseg.errors import VolumeError
 from sparseg.volumes.byte_source import ByteSource
 from sparseg.volumes.nifti_affine import AffineChoice, world_affine
 from sparseg.volumes.nifti_header import NIFTI2_SIZE, NiftiHeader, parse_header
+from sparseg.volumes.values import image_values, label_values
 from sparseg.volumes.volume import Volume
-
-_LOG = logging.getLogger("sparseg")
-_MAX_LABEL = 2**31 - 1
 
 
 def read_nifti(
@@ -61,16 +58,25 @@ def read_nifti(
             header, choice=affine_choice, assume_orientation=assume_orientation, where=where
         )
         stored = _read_voxels(source, header)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = _scaled(stored, header)
     if kind == "label":
-        return Volume(_as_labels(stored, header, where), affine, source=where)
-    return Volume(_as_image(stored, header, nonfinite, where), affine, source=where)
+        return Volume(label_values(values, where=where), affine, source=where)
+    array = image_values(
+        values,
+        nonfinite=nonfinite,
+        where=where,
+        code="nifti-nonfinite",
+        may_overflow=header.slope is not None or header.dtype.kind == "f",
+    )
+    return Volume(array, affine, source=where)
 
 
 def read_nifti_numbers(path: Path, *, max_voxels: int = 2**31) -> Volume:
     """Read the numbers as they stand, NaN and fractions included: to show where a refused file is wrong.
 
     Returns:
-        `[C, H, W, D]` scaled as the header says, in the stored type or float64. Not for use as image or labels.
+        `[C, H, W, D]` scaled as the header says, in the stored type or float64; neither image nor labels yet.
 
     Raises:
         VolumeError: unreadable, damaged, truncated, or not scalar 3-D data.
@@ -123,59 +129,3 @@ def _scaled(stored: np.ndarray, header: NiftiHeader) -> np.ndarray:
         return stored
     scaled: np.ndarray = stored.astype(np.float64) * header.slope + header.inter
     return scaled
-
-
-def _as_image(stored: np.ndarray, header: NiftiHeader, nonfinite: float | None, where: str) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        array = _scaled(stored, header).astype(np.float32)
-        if header.slope is None and header.dtype.kind != "f":
-            return array
-        # One pass without a mask: a float64 sum of float32 values is finite exactly when all of them are.
-        if np.isfinite(array.sum(dtype=np.float64)):
-            return array
-    bad = ~np.isfinite(array)
-    count = int(bad.sum())
-    if nonfinite is None or not np.isfinite(np.float32(nonfinite)):
-        raise VolumeError(
-            "every voxel must be finite in float32",
-            received=f"{count} of {array.size} voxels NaN, infinite or beyond 3.4e38",
-            remedy="repair the image, or fill such voxels with --nonfinite 0 (argument nonfinite)",
-            where=where,
-            code="nifti-nonfinite",
-        )
-    _LOG.warning("%s: %d voxels were not finite and are now %g", where, count, nonfinite)
-    array[bad] = nonfinite
-    return array
-
-
-def _as_labels(stored: np.ndarray, header: NiftiHeader, where: str) -> np.ndarray:
-    if stored.shape[0] != 1:
-        raise VolumeError(
-            "a label map must have three axes",
-            received=f"{stored.shape[0]} channels",
-            remedy="merge the channels into one label map",
-            where=where,
-            code="label-channels",
-        )
-    values = _scaled(stored, header)
-    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
-        return values.astype(np.int32)
-    with np.errstate(invalid="ignore"):
-        bad = (values < 0) | (values > _MAX_LABEL)
-        if values.dtype.kind == "f":
-            bad |= values != np.rint(values)
-    if bad.any():
-        raise LabelError(
-            f"label ids must be whole numbers from 0 to {_MAX_LABEL}",
-            received=_id_counts(values[bad]),
-            remedy="repair the label map",
-            where=where,
-            code="label-ids",
-        )
-    return values.astype(np.int32)
-
-
-def _id_counts(values: np.ndarray) -> str:
-    ids, counts = np.unique(values, return_counts=True)
-    shown = ", ".join(f"{value:g} ({count} voxels)" for value, count in zip(ids[:5], counts[:5], strict=True))
-    return shown if len(ids) <= 5 else f"{shown} and {len(ids) - 5} more"

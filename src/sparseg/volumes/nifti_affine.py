@@ -50,7 +50,7 @@ def world_affine(
         )
     affine = _stored_affine(header, choice, assume_orientation, where)
     affine[:3] *= _MM_PER_UNIT[header.unit]
-    _check_result(affine, where)
+    check_grid(affine, where=where, prefix="nifti")
     return affine
 
 
@@ -171,7 +171,17 @@ def _quaternion_error(header: NiftiHeader) -> float:
     return _QUATERNION_STEP / max(scalar, math.sqrt(_QUATERNION_STEP))
 
 
-def _check_result(affine: np.ndarray, where: str) -> None:
+def check_grid(affine: np.ndarray, *, where: str, prefix: str) -> None:
+    """Check that an affine (voxel -> RAS mm) is one that a scanner could have made.
+
+    Args:
+        affine: `[4, 4]`, finite.
+        where: File name for messages.
+        prefix: First part of the error codes, such as "nifti".
+
+    Raises:
+        GeometryError: spacing or position beyond all reason, or axes that are not at right angles.
+    """
     spacing = spacing_of(affine)
     if spacing.min() < _MIN_SPACING_MM or spacing.max() > _MAX_SPACING_MM:
         raise _refuse(
@@ -180,6 +190,7 @@ def _check_result(affine: np.ndarray, where: str) -> None:
             "correct the spacing or the unit in the header",
             where,
             "bad-spacing",
+            prefix,
         )
     if np.abs(affine[:3, 3]).max() > _MAX_POSITION_MM:
         raise _refuse(
@@ -188,6 +199,7 @@ def _check_result(affine: np.ndarray, where: str) -> None:
             "correct the origin in the header",
             where,
             "bad-origin",
+            prefix,
         )
     if not is_orthogonal(affine):
         raise _refuse(
@@ -196,6 +208,7 @@ def _check_result(affine: np.ndarray, where: str) -> None:
             "resample the image to an orthogonal grid",
             where,
             "shear",
+            prefix,
         )
 
 
@@ -203,5 +216,7 @@ def _text(values: np.ndarray) -> str:
     return "x".join(f"{value:.6g}" for value in values)
 
 
-def _refuse(rule: str, received: object, remedy: str, where: str, code: str) -> GeometryError:
-    return GeometryError(rule, received=received, remedy=remedy, where=where, code=f"nifti-{code}")
+def _refuse(
+    rule: str, received: object, remedy: str, where: str, code: str, prefix: str = "nifti"
+) -> GeometryError:
+    return GeometryError(rule, received=received, remedy=remedy, where=where, code=f"{prefix}-{code}")
