@@ -73,8 +73,7 @@ class CaseFacts:
     @property
     def content_key(self) -> str:
         """Hash of voxels, labels and place: equal for the same case in any layout or file format."""
-        text = repr((self.image_hash, self.label_hash, self.shape, self.affine))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _content_key(self.image_hash, self.label_hash, self.shape, self.affine)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives back an equal record."""
@@ -106,13 +105,8 @@ def measure(image: Volume, labels: Volume | None) -> CaseFacts:
         image: `[C,H0,W0,D0]`, finite, in its own units and axis order.
         labels: `[1,H0,W0,D0]` ids on the image's grid, or None.
     """
-    permutation, flips = ras_axes(image.affine)
-    array = reorient(image.array, permutation, flips)
-    affine = reorient_affine(image.affine, image.shape, permutation, flips)
-    ids = None if labels is None else reorient(labels.array, permutation, flips)[0]
+    array, ids, affine = _on_ras_axes(image, labels)
     spacing = tuple(round(float(edge), _DECIMALS_MM) for edge in spacing_of(affine))
-    # 0.0 is added so that a rounded -0.0 does not change the content key.
-    rounded = tuple(round(float(value), _DECIMALS_MM) + 0.0 for value in affine.reshape(-1))
     counts = None
     if ids is not None:
         present, numbers = np.unique(ids, return_counts=True)
@@ -121,7 +115,7 @@ def measure(image: Volume, labels: Volume | None) -> CaseFacts:
         shape=array.shape[1:],
         spacing=(spacing[0], spacing[1], spacing[2]),
         codes=axis_codes(image.affine),
-        affine=rounded,
+        affine=_rounded(affine),
         body_shape=_box_shape(array, CT_FOREGROUND_HU),
         nonzero_shape=_box_shape(array, None),
         channels=tuple(_measure_channel(channel, ids) for channel in array),
@@ -129,6 +123,31 @@ def measure(image: Volume, labels: Volume | None) -> CaseFacts:
         image_hash=_hash(array, "<f4"),
         label_hash="" if ids is None else _hash(ids[None], "<i4"),
     )
+
+
+def content_key_of(image: Volume, labels: Volume | None) -> str:
+    """Return `measure(image, labels).content_key` without measuring the rest."""
+    array, ids, affine = _on_ras_axes(image, labels)
+    label_hash = "" if ids is None else _hash(ids[None], "<i4")
+    return _content_key(_hash(array, "<f4"), label_hash, array.shape[1:], _rounded(affine))
+
+
+def _content_key(image_hash: str, label_hash: str, shape: Triple, affine: tuple[float, ...]) -> str:
+    text = repr((image_hash, label_hash, shape, affine))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _on_ras_axes(image: Volume, labels: Volume | None) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Image `[C,H,W,D]`, ids `[H,W,D]` or None, and the affine of both."""
+    permutation, flips = ras_axes(image.affine)
+    ids = None if labels is None else reorient(labels.array, permutation, flips)[0]
+    affine = reorient_affine(image.affine, image.shape, permutation, flips)
+    return reorient(image.array, permutation, flips), ids, affine
+
+
+def _rounded(affine: np.ndarray) -> tuple[float, ...]:
+    # 0.0 is added so that a rounded -0.0 does not change the content key.
+    return tuple(round(float(value), _DECIMALS_MM) + 0.0 for value in affine.reshape(-1))
 
 
 def _measure_channel(channel: np.ndarray, ids: np.ndarray | None) -> ChannelFacts:
