@@ -49,6 +49,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--nonfinite": None,
         "--series-uid": None,
     },
+    "check": {
+        "DATASET": REQUIRED,
+        "--out": None,
+        "--json": None,
+        "--html": None,
+        "--fix": False,
+        "--to": None,
+        "--workers": None,
+        "--strict": False,
+    },
     "sample fetch": {"NAME": REQUIRED, "--to": REQUIRED},
     "bench model": {
         "--preset": "btcv",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import cyclopts
 
 from sparseg import __version__
-from sparseg.cli import bench, evaluate, info, predict, sample, train
+from sparseg.cli import bench, check, evaluate, info, predict, sample, train
 from sparseg.cli.output import print_error
 from sparseg.errors import InputError, SparsegError
 
@@ -27,6 +27,7 @@ app.command(train.train)
 app.command(predict.predict)
 app.command(evaluate.evaluate)
 app.command(info.info)
+app.command(check.check)
 app.command(sample.app)
 app.command(bench.app)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparseg.datasets.dataset import Case, Dataset
+from sparseg.datasets.diagnose import diagnose
 from sparseg.datasets.facts import CaseFacts, measure
 from sparseg.datasets.findings import Finding, finding_of
 from sparseg.datasets.load import load_case
@@ -27,9 +28,10 @@ class CaseReport:
 
 
 def inspect_case(case: Case, dataset: Dataset) -> CaseReport:
-    """Read a case as training would, and measure it."""
+    """Read a case as training would, and measure it; where that fails, say all that is wrong with it."""
     try:
         image, labels = load_case(case, dataset)
     except SparsegError as error:
-        return CaseReport(case.name, None, (finding_of(error, case=case.name),))
+        found = diagnose(case, dataset) or (finding_of(error, case=case.name),)
+        return CaseReport(case.name, None, found)
     return CaseReport(case.name, measure(image, labels))
