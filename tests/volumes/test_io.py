@@ -34,7 +34,8 @@ def test_file_and_folder(tmp_path: Path) -> None:
         ("none.mha", "file-missing", "check the path"),
         ("a.zip", "unsupported-format", "unpack"),
         ("a.dcm", "unsupported-format", "folder"),
-        ("a.mha", "unsupported-format", ".nii.gz"),
+        ("a.mha", "itk-not-metaimage", "header"),
+        ("a.mnc", "unsupported-format", ".nii.gz, .nrrd or .mha"),
         ("empty", "dicom-none", "series"),
     ],
 )

@@ -9,22 +9,25 @@ from typing import Any
 
 from sparseg.errors import VolumeError
 from sparseg.volumes.dicom_folder import is_dicom_folder
+from sparseg.volumes.itk import ITK_SUFFIXES, read_itk
 from sparseg.volumes.nifti import read_nifti
 from sparseg.volumes.volume import Volume
 
 __all__ = ["SUFFIXES", "case_name", "is_dicom_folder", "read_labels", "read_volume"]
 
-SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = (".nii.gz", ".nii", *ITK_SUFFIXES)
+_KINDS = "a .nii, .nii.gz, .nrrd, .mha or .mhd file"
 _MAX_NAME = 100
 _MAX_BYTES = 200
 
 
 def read_volume(path: Path | str, **options: Any) -> Volume:
-    """Read an image: a .nii or .nii.gz file, or a folder with one DICOM series.
+    """Read an image: a NIfTI, NRRD or MetaImage file, or a folder with one DICOM series.
 
     Args:
         path: File or folder.
-        options: Keywords of `read_nifti` for a file, of `read_dicom_series` for a folder.
+        options: Keywords of `read_nifti` for a file (NRRD and MetaImage files state one orientation only, so
+            `affine_choice` means nothing to them), of `read_dicom_series` for a folder.
 
     Returns:
         `[C, H, W, D]` float32 with its affine.
@@ -40,7 +43,7 @@ def read_volume(path: Path | str, **options: Any) -> Volume:
 
         return read_dicom_series(path, **options)
     if path.name.lower().endswith(SUFFIXES):
-        return read_nifti(path, **options)
+        return _read_file(path, options)
     if not path.exists():
         raise VolumeError(
             "the image must exist",
@@ -50,7 +53,7 @@ def read_volume(path: Path | str, **options: Any) -> Volume:
             code="file-missing",
         )
     raise VolumeError(
-        "an image must be a .nii or .nii.gz file or a folder with one DICOM series",
+        f"an image must be {_KINDS} or a folder with one DICOM series",
         received=f"a file ending in {path.suffix or 'nothing'}",
         remedy=_remedy(path.suffix.lower()),
         where=path,
@@ -63,27 +66,35 @@ def _remedy(suffix: str) -> str:
         return "unpack the archive first"
     if suffix in {".dcm", ".ima", ""}:
         return "for DICOM give the folder that holds the series"
-    return "convert it to .nii.gz"
+    return "convert it to .nii.gz, .nrrd or .mha"
+
+
+def _read_file(path: Path, options: dict[str, Any]) -> Volume:
+    if not path.name.lower().endswith(ITK_SUFFIXES):
+        return read_nifti(path, **options)
+    return read_itk(path, **{name: value for name, value in options.items() if name != "affine_choice"})
 
 
 def read_labels(path: Path | str, **options: Any) -> Volume:
-    """Read a label map `[1, H, W, D]` int32 from a .nii or .nii.gz file; ids are exact.
+    """Read a label map `[1, H, W, D]` int32 from a NIfTI, NRRD or MetaImage file; ids are exact.
+
+    A DICOM structure set or segmentation needs its image: see `dicom_labels.read_dicom_label_map`.
 
     Raises:
-        VolumeError: missing, not NIfTI, or not readable.
+        VolumeError: missing, of an unsupported kind, or not readable.
         LabelError: ids that are negative, fractional or not finite.
         GeometryError: orientation or spacing missing, contradictory or not usable.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() or (path.exists() and not path.name.lower().endswith(SUFFIXES)):
         raise VolumeError(
-            "labels must be a .nii or .nii.gz file",
-            received="a folder",
-            remedy="convert the segmentation to .nii.gz",
+            f"labels must be {_KINDS}",
+            received="a folder" if path.is_dir() else f"a file ending in {path.suffix or 'nothing'}",
+            remedy="convert the segmentation to .nii.gz, .nrrd or .mha",
             where=path,
             code="unsupported-format",
         )
-    return read_nifti(path, kind="label", **options)
+    return _read_file(path, {**options, "kind": "label"})
 
 
 def case_name(path: Path | str) -> str:
