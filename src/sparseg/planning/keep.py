@@ -1,0 +1,62 @@
+"""Rules on tokens: the keep ratio, and classes too small for the patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+
+from sparseg.planning.choice import Choice
+from sparseg.planning.patches import PatchFacts
+
+MARGIN = 1.5
+MIN_SHARE = 0.1
+STEP = 0.05
+FEW_PATCHES, FEW_CASES = 4, 3
+
+
+def choose_keep_ratio(cases: Sequence[PatchFacts], num_stages: int) -> Choice[float]:
+    """Choose the keep ratio of every pruning stage.
+
+    The share of tokens left at the end is 1.5 times the mean share of patches with a labelled voxel (which
+    include all patches on a boundary), within 0.1 and 1. Each of the stages takes the same part in it; the
+    ratio is rounded to 0.05.
+
+    Args:
+        cases: Patches of every case.
+        num_stages: Pruning stages, at least 1.
+    """
+    foreground = fmean(case.foreground for case in cases)
+    boundary = fmean(case.boundary for case in cases)
+    share = min(1.0, max(MIN_SHARE, MARGIN * foreground))
+    ratio = min(1.0, max(STEP, round(round(share ** (1 / num_stages) / STEP) * STEP, 2)))
+    why = (
+        f"{100 * foreground:.1f} % of the patches hold a labelled voxel, {100 * boundary:.1f} % a boundary; "
+        f"{MARGIN} times the former, at least {100 * MIN_SHARE:.0f} %, is to be left after {num_stages} "
+        f"stages ({100 * share:.1f} %; with this ratio {100 * ratio**num_stages:.1f} %)"
+    )
+    return Choice(ratio, why)
+
+
+def small_classes(cases: Sequence[PatchFacts], labels: Mapping[int, str]) -> list[str]:
+    """One line per class that few cases or few patches hold: its Dice will rest on little.
+
+    Few are less than 3 cases, or a median of less than 4 patches in the cases that hold the class.
+
+    Args:
+        cases: Patches of every case.
+        labels: Id -> name.
+    """
+    lines = []
+    for label_id, name in labels.items():
+        if label_id == 0:
+            continue
+        found = [case.per_class[label_id] for case in cases if label_id in case.per_class]
+        text = f"{name} (id {label_id})"
+        if not found:
+            lines.append(f"{text} is in no training case")
+            continue
+        if len(found) < FEW_CASES:
+            lines.append(f"{text} is in only {len(found)} of {len(cases)} training cases")
+        if median(found) < FEW_PATCHES:
+            lines.append(f"{text} fills only {median(found):g} patches (median of the cases that hold it)")
+    return lines

@@ -1,0 +1,60 @@
+"""How long a training step takes on this device: by doing it."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import torch
+
+from sparseg.models.build import segmenter_from_config
+from sparseg.models.config import SegmenterConfig
+from sparseg.training.config import OptimizerConfig
+from sparseg.training.losses import make_loss
+from sparseg.training.optimizer import make_optimizer
+
+NUM_STEPS = 2
+
+
+def seconds_per_step(
+    config: SegmenterConfig, batch_size: int, *, regions: bool, device: str, seed: int = 0
+) -> float:
+    """Do one training step to warm up and two on the clock, on random numbers; return the median in seconds.
+
+    Reading and augmenting crops is not part of it. The global random state is left as it was.
+
+    Args:
+        config: The model.
+        batch_size: Crops per step.
+        regions: Whether the outputs are overlapping regions.
+        device: Where it runs.
+        seed: Of weights and crops.
+    """
+    place = torch.device(device)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch_size, config.in_channels, *config.roi_size)
+    image = torch.randn(shape, generator=generator).to(place)
+    if regions:
+        masks = (batch_size, config.num_classes, *config.roi_size)
+        target = torch.randint(2, masks, generator=generator).float().to(place)
+    else:
+        target = torch.randint(config.num_classes, (batch_size, 1, *config.roi_size), generator=generator).to(
+            place
+        )
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        torch.manual_seed(seed)
+        net = segmenter_from_config(config).to(place).train()
+        optimizer = make_optimizer(net, OptimizerConfig(), config.depth, config.pruning_stages)
+        loss_of = make_loss(regions=regions)
+        seconds = []
+        for _ in range(1 + NUM_STEPS):
+            started = time.perf_counter()
+            loss = loss_of(net(image), target)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            # Work is only queued on a GPU; the clock must wait for it.
+            if place.type == "cuda":
+                torch.cuda.synchronize(place)
+            seconds.append(time.perf_counter() - started)
+    return median(seconds[1:])

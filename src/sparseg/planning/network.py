@@ -1,0 +1,128 @@
+"""Rule for the size of the network: what fits the memory of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from sparseg.config import parse_config
+from sparseg.models.config import SegmenterConfig
+from sparseg.models.presets import preset as find_preset
+from sparseg.planning.grid import choose_roi
+from sparseg.planning.memory import size_text
+from sparseg.shapes import Triple
+
+CANDIDATES = ("vit_tiny_p8", "vit_small_p8", "vit_base_p8")
+DEFAULT_BATCH, MAX_BATCH = 2, 8
+# Shares of the preset's patches per axis that are tried, largest first.
+_ROI_SHARES = (1.0, 2 / 3, 1 / 2, 1 / 3)
+
+Cost = Callable[[SegmenterConfig, int], int]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is to be trained.
+
+    Attributes:
+        preset: Its name.
+        config: Its settings, those of the plan included.
+        batch_size: Crops per step.
+        bytes_needed: Estimated memory of a training step.
+        usable_bytes: Memory that may be taken.
+        why_preset: Why this preset.
+        why_roi: Why this roi.
+        why_batch: Why this batch size.
+    """
+
+    preset: str
+    config: SegmenterConfig
+    batch_size: int
+    bytes_needed: int
+    usable_bytes: int
+    why_preset: str
+    why_roi: str
+    why_batch: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory is enough."""
+        return self.bytes_needed <= self.usable_bytes
+
+
+def base_config(name: str) -> SegmenterConfig:
+    """The settings of a preset."""
+    return SegmenterConfig(**find_preset(name))
+
+
+def choose_network(
+    shapes: Sequence[Triple],
+    patch: Triple,
+    settings: dict[str, Any],
+    *,
+    preset: str | None,
+    device: str,
+    limit: int,
+    cost: Cost,
+) -> Network:
+    """Choose preset, roi and batch size.
+
+    On a GPU the largest preset that fits with two crops, on the CPU vit_tiny_p8 (a larger one would take
+    days). If nothing fits with two crops, one is tried, then smaller windows. On a GPU the batch then grows
+    while it fits, up to 8. If nothing fits at all, the smallest is taken and `fits` is False.
+
+    Args:
+        shapes: Prepared shape of every case.
+        patch: Patch edges in voxels.
+        settings: Overrides of the preset other than patch and roi.
+        preset: A preset that the user wants, or None.
+        device: "cpu" or "cuda".
+        limit: Bytes that a training step may take.
+        cost: Bytes of a training step with a model and a batch size.
+    """
+    on_gpu = device.startswith("cuda")
+    names = (preset,) if preset else (CANDIDATES[::-1] if on_gpu else CANDIDATES[:1])
+    for share, batch, name in product(_ROI_SHARES, (DEFAULT_BATCH, 1), names):
+        roi = choose_roi(shapes, patch, max(1, round(share * max(base_config(name).grid))))
+        values = {**find_preset(name), **settings, "patch_size": patch, "roi_size": roi.value}
+        config = parse_config(SegmenterConfig, values, where=name)
+        needed = cost(config, batch)
+        if needed <= limit:
+            break
+    fits, first = needed <= limit, batch
+    while on_gpu and fits and batch < MAX_BATCH and cost(config, batch + 1) <= limit:
+        batch += 1
+        needed = cost(config, batch)
+    shrunk = "" if share == 1 else "; windows are smaller than the preset's to save memory"
+    return Network(
+        name,
+        config,
+        batch,
+        needed,
+        limit,
+        _why_preset(preset, on_gpu=on_gpu),
+        roi.why + shrunk,
+        _why_batch(first, batch, needed, limit, fits=fits),
+    )
+
+
+def _why_preset(wanted: str | None, *, on_gpu: bool) -> str:
+    if wanted:
+        return "as asked for"
+    if on_gpu:
+        return f"the largest of {', '.join(CANDIDATES)} that fits the GPU's memory"
+    return "the smallest network, for training without a GPU; larger ones are vit_small_p8 and vit_base_p8"
+
+
+def _why_batch(first: int, batch: int, needed: int, limit: int, *, fits: bool) -> str:
+    if not fits:
+        return f"even one crop takes about {size_text(needed)} of memory, {size_text(limit)} are usable"
+    # What is free at the moment stays out of the text: the same data and device give the same plan.
+    room = f"about {size_text(needed)} of memory"
+    if batch > first:
+        return f"as many crops as fit, at most {MAX_BATCH} ({room})"
+    if batch < DEFAULT_BATCH:
+        return f"two crops do not fit ({room})"
+    return f"the default ({room})"

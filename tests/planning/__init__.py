@@ -1,0 +1,1 @@
+"""Rules at their boundaries, and plans of tiny datasets."""
