@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -58,6 +59,39 @@ def map_items(
             raise
 
 
+def stream_items(
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int | None = None
+) -> Iterator[Result]:
+    """Yield `function(item)` for every item, in order, for results too large to be held all at once.
+
+    Args:
+        function: As in `map_items`.
+        items: As in `map_items`.
+        workers: As in `map_items`; at most two results per process wait for the caller.
+
+    Raises:
+        DatasetError: a worker process died, which is nearly always lack of memory.
+    """
+    count = min(default_workers() if workers is None else workers, len(items))
+    if count <= 1 or (workers is None and len(items) < _MIN_ITEMS):
+        yield from map(function, items)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_quiet_worker) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) == 2 * count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise _killed() from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _collect(
     pool: ProcessPoolExecutor,
     function: Callable[[Item], Result],
@@ -72,13 +106,17 @@ def _collect(
             future.result()
             on_done(futures[future])
     except BrokenProcessPool:
-        raise DatasetError(
-            "every worker process must finish",
-            received="one was killed, most likely for lack of memory",
-            remedy="use fewer workers (--workers 1), or close other programs",
-            code="worker-killed",
-        ) from None
+        raise _killed() from None
     return [future.result() for future in futures]
+
+
+def _killed() -> DatasetError:
+    return DatasetError(
+        "every worker process must finish",
+        received="one was killed, most likely for lack of memory",
+        remedy="use fewer workers (--workers 1), or close other programs",
+        code="worker-killed",
+    )
 
 
 def _quiet_worker() -> None:
