@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import cyclopts
 
 if TYPE_CHECKING:
     from sparseg.datasets.check import CheckResult
@@ -23,10 +25,10 @@ def check(
     out: Path | None = None,
     json: Path | None = None,
     html: Path | None = None,
-    fix: bool = False,
+    fix: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     to: Path | None = None,
     workers: int | None = None,
-    strict: bool = False,
+    strict: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
     """Read every image and label of a dataset and list all faults, with a picture of each.
 
@@ -150,24 +152,28 @@ def _print(result: CheckResult) -> None:
     counts = result.counts
     if result.findings:
         _print_table(_rows(result.findings))
-    levels = ", ".join(f"{counts[f'{level}s']} {level}s" for level in ("error", "warning", "note"))
+    levels = ", ".join(f"{level} {counts[level]}" for level in ("errors", "warnings", "notes"))
     sys.stdout.write(f"{counts['usable']} of {counts['cases']} cases usable; {levels}\n")
 
 
 def _rows(findings: Sequence[Finding]) -> list[tuple[str, str, str, str, str]]:
-    """One row per finding; beyond 20, one per code with the number of findings and the first names."""
+    """One row per finding; beyond 20, one per code and repair with their number and the first names."""
     if len(findings) <= _MAX_ROWS:
-        return [(f.severity, f.case, f.code, f.message, f.remedy) for f in findings]
-    groups: dict[tuple[str, str], list[Finding]] = {}
+        return [(f.severity, f.case, f.code, f.message, _advice(f)) for f in findings]
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
-        groups.setdefault((finding.severity, finding.code), []).append(finding)
+        groups.setdefault((finding.severity, finding.code, finding.repair), []).append(finding)
     rows = []
-    for (severity, code), members in groups.items():
+    for (severity, code, _), members in groups.items():
         names = ", ".join(dict.fromkeys(finding.case for finding in members[:_MAX_NAMES]))
         more = f" and {len(members) - _MAX_NAMES} more" if len(members) > _MAX_NAMES else ""
         first = f"{len(members)}x, the first: " if len(members) > 1 else ""
-        rows.append((severity, names + more, code, first + members[0].message, members[0].remedy))
+        rows.append((severity, names + more, code, first + members[0].message, _advice(members[0])))
     return rows
+
+
+def _advice(finding: Finding) -> str:
+    return f"--fix ({finding.repair}), or {finding.remedy}" if finding.repair else finding.remedy
 
 
 def _print_table(rows: Sequence[tuple[str, str, str, str, str]]) -> None:
@@ -175,7 +181,7 @@ def _print_table(rows: Sequence[tuple[str, str, str, str, str]]) -> None:
 
     from sparseg.cli.output import console
 
-    table = Table(show_lines=False)
+    table = Table()
     for name, ratio in (("", None), ("case", 2), ("code", None), ("found", 4), ("what to do", 3)):
         table.add_column(name, overflow="fold", ratio=ratio)
     for row in rows:

@@ -17,7 +17,7 @@ from sparseg.datasets.label_table import require_known_ids
 from sparseg.datasets.load import load_image, load_labels
 from sparseg.errors import SparsegError
 from sparseg.volumes.geometry import require_same_grid, voxel_to_world
-from sparseg.volumes.io import read_labels, read_volume
+from sparseg.volumes.io import SUFFIXES, read_labels, read_volume
 from sparseg.volumes.nifti import read_nifti_numbers
 from sparseg.volumes.volume import Volume
 
@@ -76,21 +76,25 @@ def _image_findings(case: Case, dataset: Dataset, parts: list[Volume]) -> list[F
 def _read_case_labels(
     case: Case, dataset: Dataset, image: Volume | None
 ) -> tuple[Volume | None, list[Finding]]:
-    """Read the labels as far as they can be; with masks, what is returned is None."""
-    findings: list[Finding] = []
-    labels = None
+    """Read the labels as training would; where that fails, file by file and as far as they can be read."""
+    error = None
+    if image is not None:
+        labels, error = _attempt(partial(load_labels, case, dataset, image))
+        if error is None:
+            return labels, []
+    labels, findings = None, []
     for path in case.label_files:
-        labels, error = _attempt(partial(read_labels, path))
-        if error is not None:
-            labels, finding = _odd_label(error, case, path)
+        if path.is_dir() or not path.name.lower().endswith(SUFFIXES):
+            continue
+        labels, failure = _attempt(partial(read_labels, path))
+        if failure is not None:
+            labels, finding = _odd_label(failure, case, path)
             findings.append(finding)
         if labels is not None:
             findings += _label_findings(case, dataset, image, labels, path)
-    if findings or image is None or not case.masks:
-        return labels, findings
-    # Each mask is sound by itself; only merging tells whether they overlap.
-    labels, error = _attempt(partial(load_labels, case, dataset, image))
-    return labels, [] if error is None else [_finding(error, case, case.label_files[0])]
+    if error is not None and not findings:
+        findings.append(_finding(error, case, case.label_files[0]))
+    return labels, findings
 
 
 def _odd_label(error: SparsegError, case: Case, path: Path) -> tuple[Volume | None, Finding]:
