@@ -15,10 +15,10 @@ from sparseg.datasets.dataset import Case, Dataset
 from sparseg.datasets.findings import Finding
 from sparseg.datasets.inspect import inspect_case
 from sparseg.datasets.load import load_case
+from sparseg.datasets.nonfinite import NONFINITE_MARK
 from sparseg.datasets.read import read_dataset
 from sparseg.datasets.repair import Exclusion, Repair, repair_dataset
 from sparseg.datasets.repair_steps import (
-    NONFINITE_MARK,
     fill_nonfinite,
     reorient_label,
     resample_label,

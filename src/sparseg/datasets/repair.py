@@ -104,10 +104,7 @@ def repair_dataset(
         VolumeError: the disk refuses.
     """
     _require_new(to, dataset)
-    faults = list(dict.fromkeys([*findings, *(f for r in reports for f in r.findings), *dataset.problems]))
-    by_case: dict[str, list[Finding]] = {}
-    for finding in faults:
-        by_case.setdefault(finding.case, []).append(finding)
+    by_case = _by_case([*findings, *(f for r in reports for f in r.findings), *dataset.problems])
     jobs, dropped, excluded = _plan(dataset, reports, by_case)
     part = to.parent / f".{to.name}.{uuid.uuid4().hex}.part"
     _make_folders(part)
@@ -136,6 +133,15 @@ def repair_dataset(
         # After a success there is nothing of that name.
         shutil.rmtree(part, ignore_errors=True)
     return result
+
+
+def _by_case(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    """Findings by case, each once: the same one may name its file in full or relative to the dataset."""
+    once = {(f.case, f.code, f.message): f for f in reversed(list(findings))}
+    by_case: dict[str, list[Finding]] = {}
+    for finding in reversed(once.values()):
+        by_case.setdefault(finding.case, []).append(finding)
+    return by_case
 
 
 def _plan(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparseg.datasets.nonfinite import NONFINITE_MARK
 from sparseg.errors import GeometryError, LabelError, VolumeError
 from sparseg.preprocessing.orientation import reorient, reorient_affine
 from sparseg.volumes.geometry import axis_codes, require_same_grid
 from sparseg.volumes.volume import Volume
 
-# Readers put this in the place of NaN and infinities, so that such voxels can be told from all others.
-NONFINITE_MARK = float(np.finfo(np.float32).max)
 _MAX_ROUNDING = 1e-3
 # Beyond this float32 cannot tell neighbouring whole numbers apart.
 _MAX_FLOAT_ID = 2**24

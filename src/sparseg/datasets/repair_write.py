@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -18,8 +15,8 @@ from sparseg.datasets.dataset import Case, Dataset
 from sparseg.datasets.facts import measure
 from sparseg.datasets.findings import finding_of
 from sparseg.datasets.load import load_case, load_image, load_labels
+from sparseg.datasets.nonfinite import NONFINITE_MARK, without_warnings
 from sparseg.datasets.repair_steps import (
-    NONFINITE_MARK,
     fill_nonfinite,
     reorient_label,
     resample_label,
@@ -32,7 +29,6 @@ from sparseg.volumes.io import read_labels, read_volume
 from sparseg.volumes.nifti_writer import write_image, write_label_map
 from sparseg.volumes.volume import Volume
 
-_LOG = logging.getLogger("sparseg")
 _NIFTI = (".nii.gz", ".nii")
 _CHUNK = 2**22
 _MAX_ID = 2**16 - 1
@@ -184,22 +180,8 @@ def _read_marked(path: Path, series_uid: str | None) -> Volume:
     """An image with `NONFINITE_MARK` where it is not finite."""
     if path.is_dir():
         return read_volume(path, **({} if series_uid is None else {"series_uid": series_uid}))
-    with _without_warnings():
+    with without_warnings():
         return read_volume(path, nonfinite=NONFINITE_MARK)
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence the reader's word on the value it put in: it is not the one that will be written."""
-
-    def no_warning(record: logging.LogRecord) -> bool:
-        return record.levelno != logging.WARNING
-
-    _LOG.addFilter(no_warning)
-    try:
-        yield
-    finally:
-        _LOG.removeFilter(no_warning)
 
 
 def _place(case: Case, dataset: Dataset, job: Job, folder: Path) -> tuple[Path, Path | None]:
