@@ -115,13 +115,21 @@ def _require_outside(dataset: Path, *paths: Path) -> None:
 def _write(result: CheckResult, json: Path, html: Path) -> None:
     from json import dumps
 
+    from sparseg.cli.output import progress_bar
+    from sparseg.viewer.findings_page import write_findings_page
     from sparseg.volumes.atomic import write_bytes_atomically
 
     for path in (json, html):
         path.parent.mkdir(parents=True, exist_ok=True)
     content = dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n"
-    write_bytes_atomically(json, content.encode())
-    sys.stdout.write(f"{json}\n")
+    # A file name that is not valid text in the file system's encoding still gives a report.
+    write_bytes_atomically(json, content.encode(errors="replace"))
+    with progress_bar() as bar:
+        task = bar.add_task("pictures", total=len(result.findings))
+        write_findings_page(
+            html, result.dataset, result.reports, result.findings, on_finding=lambda _: bar.advance(task)
+        )
+    sys.stdout.write(f"{json}\n{html}\n")
 
 
 def _fix(result: CheckResult, to: Path, workers: int | None) -> None:

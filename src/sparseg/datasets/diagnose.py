@@ -15,16 +15,16 @@ from sparseg.datasets.dataset import Case, Dataset
 from sparseg.datasets.findings import Finding, finding_of
 from sparseg.datasets.label_table import require_known_ids
 from sparseg.datasets.load import load_image, load_labels
+from sparseg.datasets.nonfinite import NONFINITE_MARK, without_warnings
 from sparseg.errors import SparsegError
 from sparseg.volumes.geometry import require_same_grid, voxel_to_world
 from sparseg.volumes.io import SUFFIXES, read_labels, read_volume
-from sparseg.volumes.nifti import read_nifti_numbers
 from sparseg.volumes.volume import Volume
 
 Position = tuple[float, float, float]
 Result = TypeVar("Result")
-# What the strict NIfTI reader says of numbers that the lenient one still shows.
-_NONFINITE, _LABEL_IDS, _UNKNOWN = "nifti-nonfinite", "label-ids", "label-unknown"
+# Ends of the codes of errors about numbers, which can still be read and shown.
+_NONFINITE, _LABEL_IDS = "-nonfinite", "label-ids"
 
 
 def diagnose(case: Case, dataset: Dataset) -> tuple[Finding, ...]:
@@ -48,19 +48,25 @@ def _read_images(case: Case) -> tuple[list[Volume], list[Finding]]:
         volume, error = _attempt(partial(read_volume, path, **options))
         if error is not None:
             finding = _finding(error, case, path)
-            if error.code == _NONFINITE:
-                volume = _read_float32(path)
-                finding = replace(finding, position_mm=_first(~np.isfinite(volume.array), volume))
+            if error.code.endswith(_NONFINITE) and path.is_file():
+                volume, _ = _attempt(partial(_read_marked, path))
+            if volume is not None:
+                finding = replace(finding, position_mm=_first(_marked(volume), volume))
             findings.append(finding)
         if volume is not None:
             parts.append(volume)
     return parts, findings
 
 
-def _read_float32(path: Path) -> Volume:
-    numbers = read_nifti_numbers(path)
-    with np.errstate(over="ignore"):
-        return Volume(numbers.array.astype(np.float32), numbers.affine, numbers.source)
+def _read_marked(path: Path) -> Volume:
+    """The numbers of an image or label file as float32, `NONFINITE_MARK` where they are not finite."""
+    with without_warnings():
+        return read_volume(path, nonfinite=NONFINITE_MARK)
+
+
+def _marked(volume: Volume) -> np.ndarray:
+    mask: np.ndarray = volume.array >= NONFINITE_MARK
+    return mask
 
 
 def _image_findings(case: Case, dataset: Dataset, parts: list[Volume]) -> list[Finding]:
@@ -102,11 +108,10 @@ def _odd_label(error: SparsegError, case: Case, path: Path) -> tuple[Volume | No
     finding = _finding(error, case, path)
     if error.code != _LABEL_IDS:
         return None, finding
-    numbers, _ = _attempt(partial(read_nifti_numbers, path))
+    numbers, _ = _attempt(partial(_read_marked, path))
     if numbers is None:
         return None, finding
-    with np.errstate(invalid="ignore"):
-        bad = ~((numbers.array >= 0) & (numbers.array == np.rint(numbers.array)))
+    bad = (numbers.array < 0) | (numbers.array != np.rint(numbers.array)) | _marked(numbers)
     repair = safe_repairs.rounding_repair(numbers.array)
     finding = replace(finding, position_mm=_first(bad, numbers), repair=repair)
     if not repair:
@@ -135,9 +140,9 @@ def _label_findings(
 
 def _with_filling(finding: Finding, case: Case, parts: list[Volume], labels: Volume | None) -> Finding:
     """Add the repair of voxels that are not finite, where the labels could be read to compare."""
-    if finding.code != _NONFINITE or (case.labelled and labels is None):
+    if not finding.code.endswith(_NONFINITE) or (case.labelled and labels is None):
         return finding
-    bad = [~np.isfinite(part.array) for part in parts if part.source == finding.file]
+    bad = [_marked(part) for part in parts if part.source == finding.file]
     same = labels is None or all(part.shape == labels.shape for part in parts)
     return replace(finding, repair=safe_repairs.filling_repair(bad[0], labels) if bad and same else "")
 

@@ -49,9 +49,8 @@ def covered_share(inner: Volume, outer: Volume) -> float:
 
 def rounding_repair(values: np.ndarray) -> str:
     """Name the repair of ids `[1,H,W,D]`: "round-label" if all are within 0.001 of whole numbers, else ""."""
-    with np.errstate(invalid="ignore"):
-        rounded = np.rint(values)
-        fits = (np.abs(values - rounded) <= _MAX_ROUNDING) & (rounded >= 0) & (rounded <= _MAX_FLOAT_ID)
+    rounded = np.rint(values)
+    fits = (np.abs(values - rounded) <= _MAX_ROUNDING) & (rounded >= 0) & (rounded <= _MAX_FLOAT_ID)
     return ROUND_LABEL if values.shape[0] == 1 and bool(fits.all()) else ""
 
 

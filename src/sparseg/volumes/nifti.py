@@ -72,24 +72,6 @@ def read_nifti(
     return Volume(array, affine, source=where)
 
 
-def read_nifti_numbers(path: Path, *, max_voxels: int = 2**31) -> Volume:
-    """Read the numbers as they stand, NaN and fractions included: to show where a refused file is wrong.
-
-    Returns:
-        `[C, H, W, D]` scaled as the header says, in the stored type or float64; neither image nor labels yet.
-
-    Raises:
-        VolumeError: unreadable, damaged, truncated, or not scalar 3-D data.
-        GeometryError: orientation or spacing missing, contradictory or sheared.
-    """
-    where = str(path)
-    with ByteSource(path, compressed=path.suffix.lower() == ".gz", where=where) as source:
-        header = read_header(source, where=where, max_voxels=max_voxels)
-        affine = world_affine(header, choice="refuse", assume_orientation=None, where=where)
-        stored = _read_voxels(source, header)
-    return Volume(_scaled(stored, header), affine, source=where)
-
-
 def read_nifti_header(path: Path, *, max_voxels: int = 2**31) -> NiftiHeader:
     """Read no more than the header of a .nii or .nii.gz file.
 
