@@ -14,6 +14,16 @@ _OTHER_SUFFIXES = frozenset(
 )
 
 
+def is_dicom_file(path: Path | str) -> bool:
+    """Tell whether `path` is a DICOM file: the mark DICM at byte 128.
+
+    Raises:
+        VolumeError: the file is not readable.
+    """
+    path = Path(path)
+    return path.is_file() and _is_dicom(_start(path))
+
+
 def is_dicom_folder(path: Path | str) -> bool:
     """Tell whether `path` is a folder that directly holds at least one DICOM file."""
     path = Path(path)

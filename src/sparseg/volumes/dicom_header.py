@@ -117,15 +117,21 @@ def read_slice_headers(path: Path) -> list[SliceHeader]:
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_KEYWORDS)
             if not _is_image(dataset, path):
                 return []
-            return list(_slices(dataset, path))
+            _check_pixels(dataset, path)
+            return [header for header, _ in plane_headers(dataset, path)]
     except DICOM_FAULTS as error:
-        raise VolumeError(
-            "the DICOM header must be readable",
-            received=f"{type(error).__name__} while reading it",
-            remedy="copy or export the file again",
-            where=path,
-            code="dicom-header",
-        ) from error
+        raise unreadable_header(path, error) from error
+
+
+def unreadable_header(path: Path, error: Exception) -> VolumeError:
+    """The error for a DICOM file whose header pydicom cannot read."""
+    return VolumeError(
+        "the DICOM header must be readable",
+        received=f"{type(error).__name__} while reading it",
+        remedy="copy or export the file again",
+        where=path,
+        code="dicom-header",
+    )
 
 
 def _is_image(dataset: Dataset, path: Path) -> bool:
@@ -136,8 +142,15 @@ def _is_image(dataset: Dataset, path: Path) -> bool:
     return True
 
 
-def _slices(dataset: Dataset, path: Path) -> Iterator[SliceHeader]:
-    _check_pixels(dataset, path)
+def plane_headers(dataset: Dataset, path: Path) -> Iterator[tuple[SliceHeader, list[Dataset]]]:
+    """Yield each frame of an image, whatever its pixels hold, with the places that may describe it.
+
+    The places come with the most specific first: macros of the frame, macros shared by all, the file.
+
+    Raises:
+        VolumeError: a multi-frame file without a description per frame.
+        GeometryError: no or an impossible position, orientation or spacing.
+    """
     frames = int(dataset.get("NumberOfFrames") or 1)
     groups = dataset.get("PerFrameFunctionalGroupsSequence")
     if groups is None:
@@ -149,7 +162,7 @@ def _slices(dataset: Dataset, path: Path) -> Iterator[SliceHeader]:
                 where=path,
                 code="dicom-multiframe",
             )
-        yield _slice(dataset, [dataset], path, 0, 1)
+        yield _slice(dataset, [dataset], path, 0, 1), [dataset]
         return
     if len(groups) != frames:
         raise VolumeError(
@@ -162,7 +175,7 @@ def _slices(dataset: Dataset, path: Path) -> Iterator[SliceHeader]:
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]
     for index, group in enumerate(groups):
         places = [*_macros(group), *(m for item in shared for m in _macros(item)), dataset]
-        yield _slice(dataset, places, path, index, frames)
+        yield _slice(dataset, places, path, index, frames), places
 
 
 def _macros(group: Dataset) -> Iterator[Dataset]:
@@ -175,7 +188,7 @@ def _macros(group: Dataset) -> Iterator[Dataset]:
 def _slice(dataset: Dataset, places: list[Dataset], path: Path, frame: int, num_frames: int) -> SliceHeader:
     image_type = [str(value).upper() for value in (dataset.get("ImageType") or [])]
     localizer = "LOCALIZER" in image_type
-    rescale = _find(places, "RescaleSlope"), _find(places, "RescaleIntercept")
+    rescale = find_value(places, "RescaleSlope"), find_value(places, "RescaleIntercept")
     if rescale == (None, None) and (dataset.get("Modality") != "CT" or localizer):
         rescale = (1.0, 0.0)
     slope, intercept = _numbers(rescale, 2, "RescaleSlope and RescaleIntercept", path, "rescale", VolumeError)
@@ -184,11 +197,13 @@ def _slice(dataset: Dataset, places: list[Dataset], path: Path, frame: int, num_
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if rows < 1 or columns < 1:
         raise _refuse(VolumeError, "Rows and Columns must be positive", f"{rows} and {columns}", path, "size")
-    position = _numbers(_find(places, "ImagePositionPatient"), 3, "ImagePositionPatient", path, "no-position")
-    spacing = _numbers(_find(places, "PixelSpacing"), 2, "PixelSpacing", path, "no-spacing")
+    position = _numbers(
+        find_value(places, "ImagePositionPatient"), 3, "ImagePositionPatient", path, "no-position"
+    )
+    spacing = _numbers(find_value(places, "PixelSpacing"), 2, "PixelSpacing", path, "no-spacing")
     if spacing.min() <= 0:
         raise _refuse(GeometryError, "PixelSpacing must be positive", spacing.tolist(), path, "no-spacing")
-    thickness = _find(places, "SpacingBetweenSlices") or _find(places, "SliceThickness")
+    thickness = find_value(places, "SpacingBetweenSlices") or find_value(places, "SliceThickness")
     return SliceHeader(
         path=path,
         frame=frame,
@@ -198,7 +213,7 @@ def _slice(dataset: Dataset, places: list[Dataset], path: Path, frame: int, num_
         frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
         size=(rows, columns),
         position=position,
-        cosines=_cosines(_find(places, "ImageOrientationPatient"), path),
+        cosines=_cosines(find_value(places, "ImageOrientationPatient"), path),
         spacing=(float(spacing[0]), float(spacing[1])),
         thickness=None if thickness is None else abs(float(thickness)),
         slope=float(slope),
@@ -243,7 +258,8 @@ def _cosines(value: Any, path: Path) -> np.ndarray:
     return unit
 
 
-def _find(places: Iterable[Dataset], keyword: str) -> Any:
+def find_value(places: Iterable[Dataset], keyword: str) -> Any:
+    """The first value of a keyword that is not empty, None if there is none."""
     for place in places:
         value = place.get(keyword)
         if value is not None and value != "":

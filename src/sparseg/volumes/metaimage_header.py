@@ -5,6 +5,7 @@ Format: the MetaIO documentation of ITK, checked against files that SimpleITK wr
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ _DTYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
+_NAME = re.compile(r"[A-Za-z][\w.\- ]*")
 _MATRIX = ("TransformMatrix", "Rotation", "Orientation")
 _ORIGIN = ("Offset", "Position", "Origin")
 _SPACING = ("ElementSpacing", "ElementSize")
@@ -104,7 +106,7 @@ def _fields(raw: bytes, where: Path) -> tuple[dict[str, str], int]:
             continue
         name, mark, value = line.partition("=")
         name = name.strip()
-        if not mark or name in fields:
+        if not mark or name in fields or not _NAME.fullmatch(name):
             raise bad_header(
                 "every header line must be 'Field = value', each field once",
                 repr(line[:60]),
