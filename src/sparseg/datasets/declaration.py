@@ -16,6 +16,7 @@ from pydantic import Field
 
 from sparseg.config import Config, load_yaml, parse_config
 from sparseg.datasets.label_table import parse_labels
+from sparseg.errors import DatasetError
 
 FILE = "sparseg.yaml"
 
@@ -55,6 +56,13 @@ def read_declaration(root: Path) -> Declaration:
     if not file.is_file():
         return Declaration()
     content = parse_config(_Content, load_yaml(file), where=file)
+    if content.regions and not content.labels:
+        raise DatasetError(
+            "regions must be declared together with labels",
+            received=", ".join(content.regions),
+            remedy="add labels, id -> name, to the file",
+            where=file,
+        )
     if not content.labels:
         return Declaration(content.name, content.channels)
     table = {str(key): value for key, value in content.labels.items()}

@@ -77,7 +77,7 @@ def _is_id(key: object) -> bool:
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    values = value if isinstance(value, list) else [value]
+    values = value if isinstance(value, list | tuple) else [value]
     if not values or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise TypeError
     return tuple(values)
