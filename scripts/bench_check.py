@@ -3,8 +3,8 @@
     python scripts/bench_check.py --json benchmarks/YYYY-MM-DD-check-1000.json
 
 The cases are written to a temporary folder first. The command then runs twice, the second time with its
-memory of the first. Peak memory is the highest sum of resident sizes over the command and its workers, sampled
-twenty times a second; pages that processes share count once for each of them. Linux only.
+memory of the first. Peak memory is the highest sum of resident sizes over the command and its workers,
+sampled twenty times a second; pages that processes share count once for each of them. Linux only.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def check(
 def _name(dataset: Path) -> str:
     from sparseg.volumes.io import case_name
 
-    return case_name(dataset.resolve().name)
+    resolved = dataset.resolve()
+    return case_name(resolved.stem if resolved.is_file() else resolved.name)
 
 
 def _require_consistent(fix: bool, to: Path | None, workers: int | None) -> None:
