@@ -33,6 +33,14 @@ def _stays_here(family: int, address: Any) -> bool:
 
 
 @pytest.fixture(autouse=True)
+def _own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests write no cache into the user's home; they share one, as a user's commands do."""
+    if not request.node.get_closest_marker("network"):
+        folder = request.config._tmp_path_factory.getbasetemp() / "cache"  # type: ignore[attr-defined]
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+
+
+@pytest.fixture(autouse=True)
 def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("network"):
         return

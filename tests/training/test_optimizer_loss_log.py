@@ -20,8 +20,8 @@ from sparseg.training.optimizer import (
     parameter_groups,
     set_learning_rate,
 )
-from sparseg.training.sampling import make_training_case
 from sparseg.training.validate import validate
+from training.toy import MemoryCase
 
 STAGES = (1, 2, 3)
 
@@ -150,7 +150,7 @@ def test_validation_dice_by_hand() -> None:
             return x
 
     net = Identity().train()
-    cases = [make_training_case(image.numpy(), label)]
+    cases = [MemoryCase(image.numpy(), label[None])]
     found = validate(net, cases, regions={}, overlap=0.5, pad_value=0.0, device="cpu")  # type: ignore[arg-type]
     assert found[0] == pytest.approx(2 * 2 / (4 + 4))
     assert math.isnan(found[1])

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sparseg.datasets.cache_arrays import pick_locations
 from sparseg.preprocessing.config import CTIntensity, PreprocessConfig
 from sparseg.training.config import TrainConfig
+from sparseg.training.data import open_dataset
 from sparseg.training.loop import Run
 from sparseg.training.start import train
 from sparseg.volumes.nifti_writer import write_image, write_label_map
 from sparseg.volumes.phantoms import make_phantom
 
 CT = PreprocessConfig(intensity=CTIntensity(clip=(-100.0, 300.0)), foreground_crop=False)
+
+
+@dataclass(frozen=True)
+class MemoryCase:
+    """A prepared case in memory."""
+
+    image: np.ndarray
+    label: np.ndarray
+
+    @property
+    def locations(self) -> dict[int, np.ndarray]:
+        return pick_locations(self.label, 20_000)
 
 
 def write_toy_dataset(root: Path, num_cases: int = 3, **content: Any) -> Path:
@@ -67,8 +82,11 @@ class Watcher:
         self.dice: list[float] = []
         self.after_step, self.after_validation = after_step, after_validation
 
-    def on_step(self, step: int, loss: float, crops_per_second: float, share_done: float) -> None:
+    def on_step(
+        self, step: int, loss: float, crops_per_second: float, share_done: float, data_wait: float
+    ) -> None:
         assert crops_per_second > 0
+        assert 0 <= data_wait < 1
         assert 0 < share_done <= 1
         self.losses.append(loss)
         self.after_step(step)
@@ -83,4 +101,4 @@ def run_toy(
     dataset: Path, folder: Path, watcher: Watcher | None = None, *, resume: bool = False, **changes: Any
 ) -> tuple[Run, int | None]:
     """Train (or resume) in `folder`."""
-    return train(dataset, folder, toy_config(**changes), watcher or Watcher(), resume=resume)
+    return train(*open_dataset(dataset), folder, toy_config(**changes), watcher or Watcher(), resume=resume)

@@ -107,11 +107,12 @@ def require_sound(dataset: Dataset) -> Dataset:
     """
     if dataset.problems:
         first = dataset.problems[0]
+        folder = dataset.root.parent if dataset.root.is_file() else dataset.root
         raise DatasetError(
             "every case of a dataset must be usable",
             received=f"{len(dataset.problems)} problem(s), the first: {first.message}",
             remedy=first.remedy or "run sparseg check on the dataset",
-            where=first.file or dataset.root,
+            where=folder / first.file if first.file else dataset.root,
             code=first.code,
         )
     require_distinct_names(dataset)

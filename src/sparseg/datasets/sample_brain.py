@@ -58,7 +58,8 @@ LABELS: dict[int, str] = dict(
 PROVENANCE = (
     f"Image and labels come from the Python package {SOURCE.package} {SOURCE.version}: an average T1 head "
     "and the IBSR atlas, both in MNI space. The atlas is for research only; its terms are in "
-    "ATLAS_TERMS.txt. One average head is no patient. The labels were moved onto the image's grid by whole voxels."
+    "ATLAS_TERMS.txt. One average head is no patient. The labels were moved onto the image's grid by whole "
+    "voxels."
 )
 
 

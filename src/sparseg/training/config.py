@@ -93,7 +93,8 @@ class TrainConfig(Config):
         max_steps: Optimiser steps of the whole schedule.
         max_minutes: Wall-clock limit; the schedule is compressed to end with it.
         validate_every: Steps between validations.
-        val_share: Share of the labelled cases held out for validation.
+        fold: Which fold validates, counted from 0; the others train.
+        num_folds: Folds that are made where the dataset brings none.
         overlap: Overlap of windows in validation, and by default when the model predicts.
         num_workers: Processes that cut and augment crops beside the training process.
         precision: fp32, or bf16/fp16 autocast on a device that has it.
@@ -112,7 +113,8 @@ class TrainConfig(Config):
     max_steps: int = Field(default=1000, ge=1)
     max_minutes: float | None = Field(default=None, gt=0)
     validate_every: int = Field(default=200, ge=1)
-    val_share: float = Field(default=0.2, gt=0, lt=1)
+    fold: int = Field(default=0, ge=0)
+    num_folds: int = Field(default=5, ge=2)
     overlap: float = Field(default=0.5, ge=0, lt=1)
     num_workers: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -40,8 +40,10 @@ MAX_BAD_STEPS = 20
 class Monitor(Protocol):
     """What a caller may watch; the command line draws its progress bar through it."""
 
-    def on_step(self, step: int, loss: float, crops_per_second: float, share_done: float) -> None:
-        """After every optimiser step."""
+    def on_step(
+        self, step: int, loss: float, crops_per_second: float, share_done: float, data_wait: float
+    ) -> None:
+        """After every optimiser step; `data_wait` is the share of its time spent waiting for crops."""
 
     def on_validation(self, step: int, dice: dict[str, float], mean: float) -> None:
         """After every validation."""
@@ -268,7 +270,7 @@ class Run:
             "data_wait_share": round(waited / seconds, 4),
         }
         log.append(self.folder, row)
-        self.monitor.on_step(self.progress.step, loss, crops / seconds, self._share_done())
+        self.monitor.on_step(self.progress.step, loss, crops / seconds, self._share_done(), waited / seconds)
 
 
 def make_network(dataset: Dataset, config: TrainConfig) -> SparseUNETR:

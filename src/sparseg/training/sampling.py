@@ -6,8 +6,8 @@ workers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from monai.transforms import Compose
@@ -17,39 +17,36 @@ from torch.utils.data import Dataset
 from sparseg.shapes import Triple
 from sparseg.training.augment import augment, margin_size
 
-MAX_LOCATIONS = 20_000
 
+class PreparedCase(Protocol):
+    """A prepared case, in memory or in the cache.
 
-@dataclass(frozen=True)
-class TrainingCase:
-    """A prepared case in memory: image `[C,H,W,D]` float32, label `[H,W,D]`.
-
-    Voxel positions of each class present.
+    Attributes:
+        image: `[C,H,W,D]`, sliced as a numpy array.
+        label: `[1,H,W,D]` class numbers (ids with regions), sliced as a numpy array.
+        locations: Class -> flat indices of some of its voxels in `[H,W,D]`.
     """
 
-    image: np.ndarray
-    label: np.ndarray
-    locations: dict[int, np.ndarray]
+    @property
+    def image(self) -> Any:
+        """See above."""
+
+    @property
+    def label(self) -> Any:
+        """See above."""
+
+    @property
+    def locations(self) -> Mapping[int, np.ndarray]:
+        """See above."""
 
 
-def make_training_case(image: np.ndarray, label: np.ndarray) -> TrainingCase:
-    """Find the voxels of each foreground class, at most `MAX_LOCATIONS` evenly picked ones per class."""
-    flat = label.reshape(-1)
-    locations = {}
-    for value in np.unique(flat):
-        if value > 0:
-            found = np.flatnonzero(flat == value)
-            locations[int(value)] = found[:: max(1, len(found) // MAX_LOCATIONS)]
-    return TrainingCase(image, label, locations)
-
-
-def choose_centre(case: TrainingCase, roi: Triple, positive_share: float, rng: np.random.Generator) -> Triple:
+def choose_centre(case: PreparedCase, roi: Triple, positive_share: float, rng: np.random.Generator) -> Triple:
     """Centre voxel of a crop: on a labelled voxel (classes equally likely) with `positive_share`, else
     anywhere.
 
     The centre is moved so that the roi stays inside the volume where it fits.
     """
-    shape = case.label.shape
+    shape = case.label.shape[1:]
     if case.locations and rng.random() < positive_share:
         value = rng.choice(list(case.locations))
         position = np.array(np.unravel_index(int(rng.choice(case.locations[int(value)])), shape))
@@ -62,7 +59,7 @@ def choose_centre(case: TrainingCase, roi: Triple, positive_share: float, rng: n
     return (centre[0], centre[1], centre[2])
 
 
-def cut(array: np.ndarray, centre: Triple, size: Triple, pad_value: float) -> np.ndarray:
+def cut(array: Any, centre: Triple, size: Triple, pad_value: float) -> np.ndarray:
     """Cut `size` voxels around `centre` out of `[C, H, W, D]`; what lies outside is `pad_value`."""
     starts = [c - s // 2 for c, s in zip(centre, size, strict=True)]
     source, target = [slice(None)], [slice(None)]
@@ -80,7 +77,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        cases: Sequence[TrainingCase],
+        cases: Sequence[PreparedCase],
         roi: Triple,
         chain: Compose,
         *,
@@ -101,7 +98,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         centre = choose_centre(case, self.roi, self.positive_share, rng)
         size = margin_size(self.roi)
         crop = {
-            "image": cut(case.image, centre, size, self.pad_value),
-            "label": cut(case.label[None], centre, size, 0),
+            "image": cut(case.image, centre, size, self.pad_value).astype(np.float32),
+            "label": cut(case.label, centre, size, 0),
         }
         return augment(crop, self.chain, pad_value=self.pad_value, seed=int(rng.integers(2**32)))

@@ -2,41 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sparseg.config import load_yaml, parse_config, to_yaml
-from sparseg.datasets.read import read_dataset
+from sparseg.datasets.dataset import Dataset
+from sparseg.datasets.facts import CaseFacts
+from sparseg.datasets.splits import write_splits
 from sparseg.errors import ConfigError
+from sparseg.training.augment import margin_size
 from sparseg.training.config import TrainConfig
 from sparseg.training.data import load_training_data
 from sparseg.training.loop import Monitor, Run, make_network
 from sparseg.training.state import STATE
 
-CONFIG = "config.yaml"
+CONFIG, SPLITS = "config.yaml", "splits.json"
 
 
 def train(
-    dataset_folder: Path,
+    dataset: Dataset,
+    facts: Sequence[CaseFacts],
     run_folder: Path,
     config: TrainConfig,
     monitor: Monitor,
     *,
     resume: bool = False,
+    splits: Path | None = None,
+    cache: Path | None = None,
+    on_size: Callable[[int, int, Path], None] = lambda *_: None,
     on_case: Callable[[str], None] = lambda _: None,
 ) -> tuple[Run, int | None]:
-    """Train on a dataset folder; see `Run.train`.
+    """Train on a dataset; see `Run.train`.
 
     Args:
-        dataset_folder: Holds `dataset.json`.
+        dataset: From `open_dataset`.
+        facts: From `open_dataset`.
         run_folder: Made here; must not hold a run unless it is resumed.
         config: Settings; with `resume` those the run was started with (`stored_config`).
         monitor: Watches the run.
-        resume: Go on from the last stored state.
-        on_case: Called with each case's name while the data is prepared.
+        resume: Go on from the last stored state, with the splits the run was started with.
+        splits: File of folds; by default the dataset's own, else new ones. The run folder keeps them.
+        cache: Folder of prepared cases; by default in the user's cache folder.
+        on_size: Called with bytes, number of cases and folder before the cache is written.
+        on_case: Called with each case's name when it is prepared.
 
     Returns:
         The finished run, and the signal that stopped it early or None.
+
+    Raises:
+        ConfigError: the run folder already holds a run.
+    """
+    require_free(run_folder, resume=resume)
+    net = make_network(dataset, config)  # a wrong setting fails here, before anything is prepared
+    if resume and (run_folder / SPLITS).is_file():
+        splits = run_folder / SPLITS
+    data = load_training_data(
+        dataset,
+        facts,
+        config,
+        chunk=margin_size(net.config.roi_size),
+        splits=splits,
+        cache=cache,
+        on_size=on_size,
+        on_case=on_case,
+    )
+    run_folder.mkdir(parents=True, exist_ok=True)
+    run = Run(dataset, data, config, run_folder, monitor)
+    if resume:
+        run.resume()
+    else:
+        (run_folder / "log.jsonl").unlink(missing_ok=True)
+        (run_folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+        write_splits(run_folder / SPLITS, data.splits)
+    return run, run.train()
+
+
+def require_free(run_folder: Path, *, resume: bool) -> None:
+    """Refuse to start a new run where one is.
 
     Raises:
         ConfigError: the run folder already holds a run.
@@ -48,17 +90,6 @@ def train(
             remedy="choose another --out, or go on with --resume",
             where=run_folder,
         )
-    dataset = read_dataset(dataset_folder)
-    make_network(dataset, config)  # a wrong setting fails here, before any case is read
-    data = load_training_data(dataset, config, on_case=on_case)
-    run_folder.mkdir(parents=True, exist_ok=True)
-    run = Run(dataset, data, config, run_folder, monitor)
-    if resume:
-        run.resume()
-    else:
-        (run_folder / "log.jsonl").unlink(missing_ok=True)
-        (run_folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-    return run, run.train()
 
 
 def stored_config(run_folder: Path) -> TrainConfig:

@@ -10,13 +10,13 @@ import torch
 from sparseg.datasets.label_table import region_masks
 from sparseg.metrics.overlap import dice_of_masks
 from sparseg.models.segmenter import SparseUNETR
-from sparseg.training.sampling import TrainingCase
+from sparseg.training.sampling import PreparedCase
 from sparseg.windows.sliding import sliding_window
 
 
 def validate(
     net: SparseUNETR,
-    cases: Sequence[TrainingCase],
+    cases: Sequence[PreparedCase],
     *,
     regions: Mapping[str, tuple[int, ...]],
     overlap: float,
@@ -35,14 +35,14 @@ def validate(
     with torch.inference_mode():
         for case in cases:
             logits = sliding_window(
-                torch.from_numpy(case.image),
+                torch.from_numpy(np.asarray(case.image[...], dtype=np.float32)),
                 net,
                 net.config.roi_size,
                 overlap=overlap,
                 pad_value=pad_value,
                 device=device,
             )
-            rows.append(_dice(logits, case.label, regions))
+            rows.append(_dice(logits, np.asarray(case.label[0]), regions))
     net.train(was_training)
     table = np.array(rows, dtype=np.float64)
     counts = np.sum(~np.isnan(table), axis=0)
