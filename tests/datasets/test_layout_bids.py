@@ -141,6 +141,13 @@ def test_no_channel_in_common_and_no_images(tmp_path):
         read_dataset(alone)
 
 
+def test_two_formats_of_one_image(tmp_path):
+    subject(tmp_path, "sub-01", "T1w")
+    touch(tmp_path, "sub-01/anat/sub-01_T1w.nii")
+    dataset = read_dataset(tmp_path, strict=False)
+    assert problems(dataset) == [("file-double", "sub-01")]
+
+
 def test_folders_named_sub_are_not_enough(tmp_path):
     touch(tmp_path, "sub-1/image.nii", "sub-1/seg.nii", "sub-2/image.nii", "sub-2/seg.nii")
     assert read_dataset(tmp_path).layout == "one folder per case"

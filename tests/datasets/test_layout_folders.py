@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparseg.datasets import read
 from sparseg.datasets.dataset import Dataset
 from sparseg.datasets.load import load_case
 from sparseg.datasets.read import read_dataset
@@ -252,6 +253,26 @@ def test_case_folders_with_other_names(tmp_path):
     for name in ("a", "b"):
         touch(tmp_path / "x", *(f"{name}/pat{name}_{kind}.nii" for kind in ("dwi", "adc", "seg")))
     assert read_dataset(tmp_path / "x").channels == ("adc", "dwi")
+
+
+def test_two_formats_in_a_case_folder(tmp_path):
+    touch(tmp_path, "1/ct.nii", "1/ct.nii.gz", "1/masks/liver.nii", "1/masks/liver.nii.gz")
+    assert problems(read_dataset(tmp_path, strict=False)) == [
+        ("file-double", "1", "1/ct.nii.gz"),
+        ("file-double", "1", "1/masks/liver.nii.gz"),
+    ]
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    touch(tmp_path, "a.nii")
+    monkeypatch.setattr(read, "subfolders", refuse)
+    monkeypatch.setattr("sparseg.datasets.layouts.bids_files.subfolders", refuse)
+    with pytest.raises(DatasetError, match="must be readable; received Permission denied") as caught:
+        read_dataset(tmp_path)
+    assert caught.value.where == str(tmp_path)
 
 
 def test_unknown_layouts_say_what_is_needed(tmp_path):

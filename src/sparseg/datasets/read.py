@@ -67,7 +67,20 @@ def read_dataset(path: Path | str, *, strict: bool = True) -> Dataset:
         raise DatasetError(
             "the dataset must exist", received="no such file or folder", remedy="check the path", where=root
         )
-    declaration = read_declaration(root if root.is_dir() else root.parent)
+    try:
+        dataset = _read(root, read_declaration(root if root.is_dir() else root.parent))
+    except OSError as error:
+        raise DatasetError(
+            "the files of a dataset must be readable",
+            received=error.strerror,
+            remedy="check the permissions",
+            where=error.filename or root,
+            code="not-readable",
+        ) from None
+    return require_sound(dataset) if strict else dataset
+
+
+def _read(root: Path, declaration: Declaration) -> Dataset:
     layout = _layout_of(root)
     if layout is None:
         raise DatasetError(
@@ -77,8 +90,7 @@ def read_dataset(path: Path | str, *, strict: bool = True) -> Dataset:
             where=root,
             code="layout-unknown",
         )
-    dataset = layout.read(root, declaration)
-    return require_sound(dataset) if strict else dataset
+    return layout.read(root, declaration)
 
 
 def _layout_of(path: Path) -> Layout | None:
@@ -97,5 +109,5 @@ def _remedy(root: Path) -> str:
 def _is_dataset(folder: Path) -> bool:
     try:
         return _layout_of(folder) is not None
-    except (DatasetError, PermissionError):
+    except (DatasetError, OSError):
         return False

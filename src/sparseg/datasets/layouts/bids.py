@@ -22,6 +22,7 @@ from sparseg.datasets.layouts.bids_files import (
 from sparseg.datasets.layouts.common import (
     Entry,
     build,
+    by_name,
     choose_channels,
     found_channels,
     in_label_order,
@@ -71,7 +72,7 @@ def read(path: Path, declaration: Declaration) -> Dataset:
     files = choose_source(root, None if path == root else _absolute(path))
     labels = _usable_labels(files)
     matched, problems = _match(labels, sorted(images), root)
-    by_case = _channels(images)
+    by_case = _channels(images, root, problems)
     labelled = [by_case[key] for key in images if key in matched] or list(by_case.values())
     channels = choose_channels(found_channels(labelled, declaration, root), declaration, root)
     structured = any("label" in file.entities for file in labels)
@@ -175,7 +176,9 @@ def _agree(label: Key, case: Key) -> bool:
     return all(part in ("", own) for part, own in zip(label, case, strict=True))
 
 
-def _channels(images: dict[Key, list[BidsFile]]) -> dict[Key, dict[str, Path]]:
+def _channels(
+    images: dict[Key, list[BidsFile]], root: Path, problems: list[Finding]
+) -> dict[Key, dict[str, Path]]:
     """Case -> channel -> file.
 
     A channel is named by its suffix; where a case has several images of that suffix, by all that tells them
@@ -183,10 +186,11 @@ def _channels(images: dict[Key, list[BidsFile]]) -> dict[Key, dict[str, Path]]:
     """
     counts = Counter((key, file.suffix) for key, files in images.items() for file in files)
     several = {suffix for (_, suffix), count in counts.items() if count > 1}
-    return {
-        key: {(file.variant if file.suffix in several else file.suffix): file.path for file in files}
+    named = {
+        key: [(file.variant if file.suffix in several else file.suffix, file.path) for file in files]
         for key, files in images.items()
     }
+    return {key: by_name(files, root, problems, case=_name(key)) for key, files in named.items()}
 
 
 def _doubles(files: Sequence[BidsFile], structured: bool) -> list[BidsFile]:

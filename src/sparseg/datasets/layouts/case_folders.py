@@ -18,6 +18,7 @@ from sparseg.datasets.findings import Finding
 from sparseg.datasets.layouts.common import (
     Entry,
     build,
+    by_name,
     choose_channels,
     found_channels,
     image_files,
@@ -61,14 +62,14 @@ def read(path: Path, declaration: Declaration) -> Dataset:
     Raises:
         DatasetError: most cases have no channel in common, or declared channels or labels are not there.
     """
-    cases = [case for case in map(_read_folder, subfolders(path)) if case.images or case.labels or case.masks]
-    cases = _same_channel(cases)
+    problems: list[Finding] = []
+    read_folders = (_read_folder(folder, path, problems) for folder in subfolders(path))
+    cases = _same_channel([case for case in read_folders if case.images or case.labels or case.masks])
     found = found_channels([case.images for case in cases if case.images], declaration, path)
     channels = choose_channels(found, declaration, path)
     structures = sorted({name for case in cases for name in case.masks})
     # Without masks the ids of the label maps mean something, which only a declaration can tell.
     labels = mask_labels(structures, declaration, path) if structures else {}
-    problems: list[Finding] = []
     entries = []
     for case in cases:
         if len(case.labels) + bool(case.masks) > 1:
@@ -99,14 +100,19 @@ def _has_labels(folder: Path) -> bool:
     return inner or any(_LABEL.search(stem(file)) for file in image_files(folder))
 
 
-def _read_folder(folder: Path) -> _Folder:
+def _read_folder(folder: Path, root: Path, problems: list[Finding]) -> _Folder:
     files = image_files(folder)
     labels = [file for file in files if _LABEL.search(stem(file))]
-    images = [file for file in files if file not in labels]
     inner = [sub for sub in subfolders(folder) if sub.name.lower() in _MASK_FOLDERS]
-    masks = {stem(file): file for sub in inner for file in image_files(sub)}
+    masks = [(stem(file), file) for sub in inner for file in image_files(sub)]
     start = _shared_start(folder.name, [stem(file) for file in files])
-    return _Folder(folder.name, {_channel(stem(file), start): file for file in images}, labels, masks)
+    images = [(_channel(stem(file), start), file) for file in files if file not in labels]
+    return _Folder(
+        folder.name,
+        by_name(images, root, problems, case=folder.name),
+        labels,
+        by_name(masks, root, problems, case=folder.name),
+    )
 
 
 def _shared_start(folder: str, stems: Sequence[str]) -> str:

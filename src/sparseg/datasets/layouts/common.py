@@ -180,6 +180,21 @@ def stem(path: Path | str) -> str:
     return name
 
 
+def by_name(
+    files: Iterable[tuple[str, Path]], root: Path, problems: list[Finding], *, case: str = ""
+) -> dict[str, Path]:
+    """Name -> file. Second files of a name (`a.nii` beside `a.nii.gz`) are added to `problems`."""
+    found: dict[str, Path] = {}
+    for name, path in files:
+        other = found.setdefault(name, path)
+        if other is not path:
+            message = f"two files must differ in more than the format; received also {other.name}"
+            problems.append(
+                problem("file-double", message, "remove one of them", file=path, root=root, case=case or name)
+            )
+    return found
+
+
 def distinct_names(images: Sequence[Path]) -> list[str]:
     """Names for images: the stem; where that is not unique, with as many parent folders as it takes.
 

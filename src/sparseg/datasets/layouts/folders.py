@@ -14,6 +14,7 @@ from sparseg.datasets.layouts.common import (
     Entry,
     Split,
     build,
+    by_name,
     default_channels,
     image_files,
     problem,
@@ -151,16 +152,8 @@ def _entries(
 
 
 def _by_stem(folder: Path | None, root: Path, problems: list[Finding]) -> dict[str, Path]:
-    """Name -> file of a folder, empty without one; second files of a name are added to `problems`."""
-    found: dict[str, Path] = {}
-    for path in image_files(folder) if folder else []:
-        other = found.setdefault(stem(path), path)
-        if other is not path:
-            message = f"two files of a folder must differ in more than the format; received also {other.name}"
-            problems.append(
-                problem("file-double", message, "remove one of them", file=path, root=root, case=stem(path))
-            )
-    return found
+    files = image_files(folder) if folder else []
+    return by_name(((stem(path), path) for path in files), root, problems)
 
 
 def _folders(root: Path, names: Collection[str]) -> list[Path]:
