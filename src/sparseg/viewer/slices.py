@@ -24,7 +24,8 @@ PLANES = (("axial", 2, 0, 1, "RLPA"), ("coronal", 1, 0, 2, "RLIS"), ("sagittal",
 _MAX_PIXELS = 320
 # Labels off the image may widen the picture by this share of it on each side.
 _MAX_WIDER = 1.5
-_MAX_OUTLINES = 16
+_MAX_OUTLINES = 40
+_LEGEND_COLUMNS, _LEGEND_LETTERS = 5, 24
 _OUTSIDE, _NONFINITE = (0.10, 0.12, 0.20), (1.0, 0.0, 1.0)
 _WIDTH_INCHES, _MAX_ROW_INCHES, _DPI = 9.6, 4.0, 80
 _SAMPLE = 200_000
@@ -172,15 +173,17 @@ def draw_planes(
     tallest = max(float(size[up]) for *_, up, _ in PLANES)
     inch = min((_WIDTH_INCHES - 0.4) / sum(widths), _MAX_ROW_INCHES / tallest)
     row_height = tallest * inch + 0.3
-    figure = Figure(figsize=(_WIDTH_INCHES, row_height * len(rows) + 0.3), facecolor="black")
+    present = _present(rows)
+    legend_height = 0.1 + 0.2 * -(-len(present) // _LEGEND_COLUMNS)
+    figure = Figure(figsize=(_WIDTH_INCHES, row_height * len(rows) + legend_height), facecolor="black")
     FigureCanvasAgg(figure)
-    colours: dict[int, Any] = {}
+    colours = {value: _colour(number) for number, value in enumerate(present)}
     for number, row in enumerate(rows):
         left = (_WIDTH_INCHES - sum(widths) * inch - 0.2) / 2
-        top = row_height * (len(rows) - number) + 0.25
+        top = row_height * (len(rows) - number) + legend_height - 0.25
         for plane, width in zip(PLANES, widths, strict=True):
             height = float(size[plane[3]]) * inch
-            box = (left, top - height - 0.25, width * inch, height)
+            box = (left, top - height, width * inch, height)
             axes = figure.add_axes(_share(box, figure.get_size_inches()))
             _draw_plane(axes, plane, row, frame, (low, high), where, colours)
             if cross:
@@ -191,6 +194,13 @@ def draw_planes(
     file = io.BytesIO()
     figure.savefig(file, dpi=_DPI, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def _present(rows: Sequence[Row]) -> list[int]:
+    """Ids other than 0 that the labels hold, the first of too many."""
+    volumes = {id(label.array): label for row in rows for label in row.labels}
+    ids = {int(value) for label in volumes.values() for value in np.unique(label.array[label.array != 0])}
+    return sorted(ids)[:_MAX_OUTLINES]
 
 
 def _share(box: Sequence[float], size: np.ndarray) -> tuple[float, float, float, float]:
@@ -219,7 +229,7 @@ def _draw_plane(
     frame: Frame,
     corners: tuple[np.ndarray, np.ndarray],
     where: np.ndarray,
-    colours: dict[int, Any],
+    colours: Mapping[int, Any],
 ) -> None:
     _, cut, across, up, _ = plane
     low, high = corners
@@ -236,12 +246,13 @@ def _draw_plane(
     for label in row.labels:
         values, inside = sample(label, world)
         ids = np.where(inside, values, 0)
-        for value in np.unique(ids)[:_MAX_OUTLINES]:
-            if value:
-                colour = colours.setdefault(int(value), _colour(len(colours)))
+        for value in np.unique(ids).tolist():
+            if value in colours:
                 # Padded, so that outlines close at the picture's border.
                 edges = (np.r_[axis[0] - step, axis, axis[-1] + step] for axis in (u, v))
-                axes.contour(*edges, np.pad(ids == value, 1), levels=[0.5], colors=[colour], linewidths=1.4)
+                axes.contour(
+                    *edges, np.pad(ids == value, 1), levels=[0.5], colors=[colours[value]], linewidths=1.4
+                )
 
 
 def _gray(image: Volume, world: np.ndarray) -> np.ndarray:
@@ -257,6 +268,8 @@ def _gray(image: Volume, world: np.ndarray) -> np.ndarray:
 
 
 def _finish(axes: Any, plane: tuple[str, ...] | Any, title: str, corners: tuple[Any, Any]) -> None:
+    from matplotlib.patheffects import withStroke
+
     name, _, across, up, borders = plane
     low, high = corners
     axes.set(xticks=[], yticks=[], xlim=(low[across], high[across]), ylim=(low[up], high[up]))
@@ -265,9 +278,8 @@ def _finish(axes: Any, plane: tuple[str, ...] | Any, title: str, corners: tuple[
     for spine in axes.spines.values():
         spine.set_visible(False)
     for letter, (x, y, horizontal, vertical) in zip(borders, _BORDER_PLACES, strict=True):
-        axes.text(
-            x, y, letter, transform=axes.transAxes, color="yellow", fontsize=10, ha=horizontal, va=vertical
-        )
+        text = axes.text(x, y, letter, transform=axes.transAxes, ha=horizontal, va=vertical)
+        text.set(color="yellow", fontsize=10, path_effects=[withStroke(linewidth=2, foreground="black")])
     # Names are the user's: a dollar sign in one is text, not the begin of a formula.
     axes.set_title(f"{title}, {name}" if title else name, fontsize=8, color="white", pad=3, parse_math=False)
 
@@ -275,13 +287,14 @@ def _finish(axes: Any, plane: tuple[str, ...] | Any, title: str, corners: tuple[
 def _legend(figure: Any, colours: Mapping[int, Any], names: Mapping[int, str]) -> None:
     from matplotlib.lines import Line2D
 
-    shown = sorted(colours)
-    handles = [Line2D([], [], color=colours[i], lw=2.5, label=f"{i} {names.get(i, '')}") for i in shown]
-    if not handles:
+    if not colours:
         return
-    legend = figure.legend(
-        handles=handles, loc="lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False
-    )
+    handles = [
+        Line2D([], [], color=colour, lw=2.5, label=f"{value} {names.get(value, '')}"[:_LEGEND_LETTERS])
+        for value, colour in colours.items()
+    ]
+    columns = min(_LEGEND_COLUMNS, len(handles))
+    legend = figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=8, frameon=False)
     for text in legend.get_texts():
         text.set(color="white", parse_math=False)
 
@@ -289,4 +302,6 @@ def _legend(figure: Any, colours: Mapping[int, Any], names: Mapping[int, str]) -
 def _colour(number: int) -> Any:
     from matplotlib import colormaps
 
-    return colormaps["tab10"]((1, 8, 9, 2, 6, 4, 0, 3, 5, 7)[number % 10])
+    # Ten strong colours, those most unlike a gray picture first, then their light sisters.
+    hue = (1, 8, 9, 2, 6, 4, 0, 3, 5, 7)[number % 10]
+    return colormaps["tab20"](2 * hue + number // 10 % 2)
