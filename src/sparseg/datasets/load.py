@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from sparseg.datasets.dataset import Case, Dataset
 from sparseg.datasets.label_table import require_known_ids
 from sparseg.errors import DatasetError, LabelError
+from sparseg.volumes.dicom_labels import is_dicom_file, read_dicom_label_map
 from sparseg.volumes.geometry import require_same_grid
 from sparseg.volumes.io import read_labels, read_volume
 from sparseg.volumes.volume import Volume
@@ -64,12 +67,20 @@ def load_labels(case: Case, dataset: Dataset, image: Volume) -> Volume | None:
     if not case.labelled:
         return None
     if case.label is not None:
-        labels = read_labels(case.label)
-        require_same_grid(image, labels, what="image and labels")
+        labels = _read_label_file(case.label, dataset, image)
     else:
         labels = _merge_masks(case, dataset, image)
     if dataset.labels:
         require_known_ids(labels.array, dataset.labels, where=case.label_files[0])
+    return labels
+
+
+def _read_label_file(path: Path, dataset: Dataset, image: Volume) -> Volume:
+    if is_dicom_file(path):
+        ids = {name: label_id for label_id, name in dataset.labels.items() if label_id}
+        return read_dicom_label_map(path, image, ids)
+    labels = read_labels(path)
+    require_same_grid(image, labels, what="image and labels")
     return labels
 
 

@@ -30,6 +30,23 @@ def is_dicom_folder(path: Path | str) -> bool:
     return path.is_dir() and any(_is_dicom(_start(item)) for item in path.iterdir() if item.is_file())
 
 
+def walk_dicom(root: Path, *, max_depth: int = 6) -> Iterator[Path]:
+    """Yield the DICOM files in `root` and up to `max_depth` folders below, by name; hidden ones left out.
+
+    Files that cannot be opened are among them, so that whoever reads them says so.
+    """
+    entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
+    for path in entries:
+        other = path.suffix.lower() in _OTHER_SUFFIXES or path.name.upper() == "DICOMDIR"
+        if not other and _may_be_dicom(path):
+            yield path
+    for path in entries:
+        # A link to a folder further up would lead round and round.
+        circular = path.is_symlink() and root.resolve().is_relative_to(path.resolve())
+        if max_depth > 0 and path.is_dir() and not circular:
+            yield from walk_dicom(path, max_depth=max_depth - 1)
+
+
 def dicom_files(folder: Path) -> Iterator[Path]:
     """Yield the DICOM files directly in `folder`, by name.
 
@@ -50,6 +67,13 @@ def dicom_files(folder: Path) -> Iterator[Path]:
                 where=path,
                 code="dicom-not-dicom",
             )
+
+
+def _may_be_dicom(path: Path) -> bool:
+    try:
+        return is_dicom_file(path)
+    except VolumeError:
+        return True
 
 
 def _is_dicom(start: bytes) -> bool:

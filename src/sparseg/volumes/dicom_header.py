@@ -37,8 +37,8 @@ DICOM_FAULTS = (
     struct.error,
     zlib.error,
 )
-_DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
-_NO_IMAGE = {"SR", "PR", "KO", "REG", "RTSTRUCT", "RTPLAN", "RTRECORD", "PLAN", "DOC", "FID", "SEG"}
+DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
+_NO_IMAGE = {"SR", "PR", "KO", "REG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "PLAN", "DOC", "FID", "SEG"}
 _KEYWORDS = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -136,7 +136,7 @@ def unreadable_header(path: Path, error: Exception) -> VolumeError:
 
 def _is_image(dataset: Dataset, path: Path) -> bool:
     media_class = dataset.file_meta.get("MediaStorageSOPClassUID", "")
-    if media_class == _DIRECTORY_CLASS or dataset.get("Modality") in _NO_IMAGE:
+    if media_class == DIRECTORY_CLASS or dataset.get("Modality") in _NO_IMAGE:
         _LOG.info("%s: not an image, left out", path)
         return False
     return True

@@ -15,6 +15,8 @@ from sparseg.volumes.dicom_folder import is_dicom_file
 from sparseg.volumes.volume import Volume
 
 if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
     from sparseg.volumes.dicom_rtstruct import StructureSet
     from sparseg.volumes.dicom_seg import SegmentationFile
 
@@ -31,7 +33,14 @@ def dicom_label_names(path: Path | str) -> tuple[str, ...]:
     Raises:
         VolumeError: neither of the two, or damaged.
     """
-    return _open(Path(path)).names
+    path = Path(path)
+    if _modality(path) != "SEG":
+        return _open(path).names
+    # Without the frames, whose pixels would take far longer than the names.
+    segments = _header(path, "SegmentSequence").get("SegmentSequence") or []
+    return tuple(
+        str(item.get("SegmentLabel") or "").strip() for item in segments if item.get("SegmentNumber", 1) != 0
+    )
 
 
 def read_dicom_label_map(path: Path | str, image: Volume, ids: Mapping[str, int]) -> Volume:
@@ -100,7 +109,7 @@ def _require_apart(
         _LOG.info("%s: %s; they go to %s", path, both, names[label_id])
 
 
-def _open(path: Path) -> StructureSet | SegmentationFile:
+def _header(path: Path, keyword: str) -> Dataset:
     import pydicom
 
     from sparseg.volumes.dicom_header import DICOM_FAULTS, unreadable_header
@@ -108,11 +117,20 @@ def _open(path: Path) -> StructureSet | SegmentationFile:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            modality = pydicom.dcmread(path, specific_tags=["Modality"], stop_before_pixels=True).get(
-                "Modality"
-            )
+            dataset = pydicom.dcmread(path, specific_tags=[keyword], stop_before_pixels=True)
+            # Values are converted when first looked at, which is where damage shows.
+            dataset.get(keyword)
     except DICOM_FAULTS as error:
         raise unreadable_header(path, error) from error
+    return dataset
+
+
+def _modality(path: Path) -> str:
+    return str(_header(path, "Modality").get("Modality") or "")
+
+
+def _open(path: Path) -> StructureSet | SegmentationFile:
+    modality = _modality(path)
     if modality == "RTSTRUCT":
         from sparseg.volumes.dicom_rtstruct import read_structure_set
 

@@ -204,19 +204,25 @@ def _fill(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     """Fill polygons `[N, 2]` in voxels (first axis, second axis) by the even-odd rule: bool `size`.
 
     For every line of voxels along the first axis, the crossings with all edges are marked at the first voxel
-    at or after them; a running count along the line is odd inside.
+    at or after them; their running parity along the line is 1 inside.
     """
+    # Only the part of the slice that the polygons reach.
+    points = np.concatenate(polygons)
+    box = np.clip([np.floor(points.min(axis=0)), np.ceil(points.max(axis=0)) + 1], 0, size).astype(int)
+    offset, (width, height) = box[0], box[1] - box[0]
+    polygons = [polygon - offset for polygon in polygons]
     start = np.concatenate(polygons)
     end = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
     low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
-    first = np.clip(np.ceil(low), 0, size[1]).astype(int)
-    count = np.clip(np.ceil(high), 0, size[1]).astype(int) - first
+    first = np.clip(np.ceil(low), 0, height).astype(int)
+    count = np.clip(np.ceil(high), 0, height).astype(int) - first
     edge = np.repeat(np.arange(len(start)), count)
     line = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count - first, count)
     share = (line - start[edge, 1]) / (end[edge, 1] - start[edge, 1])
     crossing = start[edge, 0] + share * (end[edge, 0] - start[edge, 0])
-    voxel = np.clip(np.ceil(np.round(crossing, _DECIMALS)), 0, size[0]).astype(int)
-    marks = np.zeros((size[0] + 1, size[1]), dtype=np.int32)
-    np.add.at(marks, (voxel, line), 1)
-    inside: np.ndarray = np.cumsum(marks[:-1], axis=0) % 2 == 1
+    voxel = np.clip(np.ceil(np.round(crossing, _DECIMALS)), 0, width).astype(int)
+    marks = np.zeros((width + 1, height), dtype=np.uint8)
+    np.bitwise_xor.at(marks, (voxel, line), 1)
+    inside = np.zeros(size, dtype=bool)
+    inside[box[0, 0] : box[1, 0], box[0, 1] : box[1, 1]] = np.bitwise_xor.accumulate(marks[:-1], axis=0)
     return inside
