@@ -70,6 +70,9 @@ def test_label_names_are_inherited(tmp_path):
     near.write_text("index\tname\n2\tlesion\n")
     with pytest.raises(DatasetError, match="name an id alike; received 2: "):
         read_dataset(tmp_path)
+    (tmp_path / "sparseg.yaml").write_text("labels: {0: air, 1: a, 2: b}")
+    assert read_dataset(tmp_path).labels == {0: "air", 1: "a", 2: "b"}
+    (tmp_path / "sparseg.yaml").unlink()
     near.write_text("index,name\n2,lesion\n")
     with pytest.raises(DatasetError, match="columns index"):
         read_dataset(tmp_path)

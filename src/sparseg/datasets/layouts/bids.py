@@ -75,13 +75,15 @@ def read(path: Path, declaration: Declaration) -> Dataset:
     by_case = _channels(images, root, problems)
     labelled = [by_case[key] for key in images if key in matched] or list(by_case.values())
     channels = choose_channels(found_channels(labelled, declaration, root), declaration, root)
-    structured = any("label" in file.entities for file in labels)
-    structures = sorted({file.entities["label"] for file in labels}) if structured else []
-    table = mask_labels(structures, declaration, root) if structured else dseg_names(labels, root)
+    structures = sorted({file.entities["label"] for file in labels if "label" in file.entities})
+    if structures:
+        table = mask_labels(structures, declaration, root)
+    else:
+        table = declaration.labels or dseg_names(labels, root)
     entries = []
     for key in sorted(images):
         found = matched.get(key, [])
-        doubles = _doubles(found, structured)
+        doubles = _doubles(found)
         if doubles:
             problems.append(_ambiguous(doubles, root, _name(key)))
             continue
@@ -91,15 +93,9 @@ def read(path: Path, declaration: Declaration) -> Dataset:
             subject=key[0],
             split="training" if found else "test",
         )
-        if not found and None in entry.images:
-            # Neither trained on nor complete enough to predict: no fault of the labelled part.
-            continue
-        if structured:
-            masks = {file.entities["label"]: file.path for file in found}
-            entry = replace(entry, masks=in_label_order(masks, table))
-        elif found:
-            entry = replace(entry, label=found[0].path)
-        entries.append(entry)
+        # An unlabelled case that is not complete is no fault of the labelled part.
+        if found or None not in entry.images:
+            entries.append(_with_labels(entry, found, table))
     return build(
         entries,
         root=root,
@@ -110,6 +106,13 @@ def read(path: Path, declaration: Declaration) -> Dataset:
         labels=table,
         problems=problems,
     )
+
+
+def _with_labels(entry: Entry, files: Sequence[BidsFile], labels: dict[int, str]) -> Entry:
+    masks = {file.entities["label"]: file.path for file in files if "label" in file.entities}
+    if masks:
+        return replace(entry, masks=in_label_order(masks, labels))
+    return replace(entry, label=files[0].path if files else None)
 
 
 def _raw_root(path: Path) -> Path:
@@ -193,10 +196,10 @@ def _channels(
     return {key: by_name(files, root, problems, case=_name(key)) for key, files in named.items()}
 
 
-def _doubles(files: Sequence[BidsFile], structured: bool) -> list[BidsFile]:
+def _doubles(files: Sequence[BidsFile]) -> list[BidsFile]:
     """Label files of a case of which only one can be right."""
-    counts = Counter(file.entities["label"] if structured else "" for file in files)
-    return [file for file in files if counts[file.entities["label"] if structured else ""] > 1]
+    counts = Counter(file.entities.get("label") for file in files)
+    return [file for file in files if counts[file.entities.get("label")] > 1]
 
 
 def _ambiguous(files: Sequence[BidsFile], root: Path, case: str) -> Finding:
