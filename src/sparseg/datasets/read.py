@@ -7,7 +7,7 @@ from typing import Protocol
 
 from sparseg.datasets.dataset import Dataset, require_sound
 from sparseg.datasets.declaration import Declaration, read_declaration
-from sparseg.datasets.layouts import bids, case_folders, datalist, decathlon, folders, nnunet, table
+from sparseg.datasets.layouts import bids, case_folders, datalist, decathlon, dicom, folders, nnunet, table
 from sparseg.datasets.layouts.common import subfolders
 from sparseg.errors import DatasetError
 
@@ -42,6 +42,7 @@ LAYOUTS: tuple[Layout, ...] = (
     bids,
     folders,
     case_folders,
+    dicom,
 )
 
 
