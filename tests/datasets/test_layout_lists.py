@@ -154,6 +154,14 @@ def test_two_lists_and_other_json(tmp_path):
         read_dataset(tmp_path)
 
 
+def test_lists_of_names_are_no_lists_of_images(tmp_path):
+    touch(tmp_path, "images/a.nii", "labels/a.nii")
+    write_list(tmp_path, [{"train": ["a"], "val": []}], "splits_final.json")
+    write_list(tmp_path, {"training": ["a"], "test": []}, "split.json")
+    write_list(tmp_path, ["a"], "subjects.json")
+    assert read_dataset(tmp_path).layout == "two folders"
+
+
 def write_table(root: Path, text: str, name: str = "cases.csv") -> Path:
     (root / name).write_text(text, encoding="utf-8-sig")
     return root / name

@@ -13,7 +13,14 @@ from typing import Any
 from sparseg.datasets.dataset import Dataset
 from sparseg.datasets.declaration import Declaration
 from sparseg.datasets.layouts import description
-from sparseg.datasets.layouts.common import Entry, build, default_channels, distinct_names, usual_number
+from sparseg.datasets.layouts.common import (
+    Entry,
+    build,
+    default_channels,
+    distinct_names,
+    is_image,
+    usual_number,
+)
 from sparseg.errors import DatasetError
 
 NAME = "MONAI datalist"
@@ -28,11 +35,24 @@ def recognise(path: Path) -> bool:
 
 
 def is_list(content: Any) -> bool:
-    """Whether a JSON content lists cases."""
+    """Whether a JSON content that a user points at lists cases, well or badly."""
     if isinstance(content, dict):
         return any(isinstance(content.get(key), list) for key in description.SECTIONS)
-    first = content[0] if isinstance(content, list) and content else None
-    return isinstance(first, str) or (isinstance(first, dict) and "image" in first)
+    return isinstance(content, list) and _names_image(content)
+
+
+def _lists_images(content: Any) -> bool:
+    """Whether a JSON content found in a folder lists images, and not names of cases as a split does."""
+    if isinstance(content, dict):
+        return any(_names_image(content.get(key)) for key in description.SECTIONS)
+    return _names_image(content)
+
+
+def _names_image(items: Any) -> bool:
+    first = items[0] if isinstance(items, list) and items else None
+    return (
+        is_image(Path(first).name) if isinstance(first, str) else isinstance(first, dict) and "image" in first
+    )
 
 
 def read(path: Path, declaration: Declaration) -> Dataset:
@@ -95,7 +115,7 @@ def _lists(folder: Path) -> list[Path]:
     found = []
     for file in sorted(folder.glob("*.json")):
         try:
-            listed = is_list(description.read_json(file))
+            listed = _lists_images(description.read_json(file))
         except DatasetError:
             # Some other file that only ends in .json; where it is given by name, the fault is reported.
             continue
