@@ -18,7 +18,7 @@ from sparseg.errors import DatasetError
 from sparseg.volumes.atomic import write_bytes_atomically
 
 # Changes whenever the same file would give other facts.
-_VERSION = 1
+_VERSION = 2
 
 
 def survey(
