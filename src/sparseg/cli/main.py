@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import cyclopts
 
 from sparseg import __version__
-from sparseg.cli import bench, check, evaluate, info, predict, sample, train
+from sparseg.cli import bench, check, evaluate, info, predict, sample, synth, train
 from sparseg.cli.output import print_error
 from sparseg.errors import InputError, SparsegError
 
@@ -29,6 +29,7 @@ app.command(evaluate.evaluate)
 app.command(info.info)
 app.command(check.check)
 app.command(sample.app)
+app.command(synth.synth)
 app.command(bench.app)
 
 

@@ -30,10 +30,16 @@ def clusters_of(values: np.ndarray, num_clusters: int) -> np.ndarray:
     middles, weights = (edges[:-1] + edges[1:]) / 2, np.sqrt(counts)
     centres = np.linspace(low, high, num_clusters)
     for _ in range(_ROUNDS):
-        nearest = np.abs(middles[:, None] - centres).argmin(axis=1)
+        distance = np.abs(middles[:, None] - centres)
+        nearest = distance.argmin(axis=1)
         sums = np.bincount(nearest, weights, num_clusters)
         totals = np.bincount(nearest, weights * middles, num_clusters)
-        centres = np.sort(np.divide(totals, sums, out=centres.copy(), where=sums > 0))
+        centres = np.divide(totals, sums, out=centres.copy(), where=sums > 0)
+        # A centre between two tissues has no members; it goes where it is missed most.
+        empty = np.flatnonzero(sums == 0)
+        missed = np.argsort(-weights * distance.min(axis=1) ** 2, kind="stable")
+        centres[empty] = middles[missed[: len(empty)]]
+        centres.sort()
     return centres
 
 
