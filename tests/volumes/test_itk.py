@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from sparseg.errors import GeometryError, LabelError, SparsegError, VolumeError
-from sparseg.volumes.io import SUFFIXES, case_name, read_labels, read_volume
+from sparseg.volumes.io import SUFFIXES, case_name, read_labels, read_volume, source_files
 from sparseg.volumes.itk import read_itk, write_itk
 from sparseg.volumes.volume import Volume
 
@@ -307,6 +307,15 @@ def test_unwritable(tmp_path: Path, name: str, dtype: str) -> None:
     with pytest.raises(VolumeError):
         write_itk(tmp_path / name, Volume(numbers(dtype), oblique()))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_an_image_is_made_of(tmp_path: Path) -> None:
+    names = {"a.mha": ["a.mha"], "b.mhd": ["b.mhd", "b.raw"], "c.nhdr": ["c.nhdr", "c.raw"]}
+    for name, files in names.items():
+        assert source_files(saved(tmp_path / name, numbers())) == [tmp_path / file for file in files]
+    (tmp_path / "b.mhd").write_bytes(b"x")
+    assert source_files(tmp_path / "b.mhd") == [tmp_path / "b.mhd"]
+    assert source_files(tmp_path) == sorted(tmp_path.iterdir())
 
 
 def test_missing_and_folder(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sparseg.datasets.parallel import map_items
 from sparseg.datasets.sample_archive import default_cache
 from sparseg.errors import DatasetError
 from sparseg.volumes.atomic import write_bytes_atomically
+from sparseg.volumes.io import source_files
 
 # Changes whenever the same file would give other facts.
 _VERSION = 2
@@ -122,8 +123,7 @@ def _memory_key(case: Case, dataset: Dataset) -> str:
     """Hash of what the facts depend on, by the stamps of the files; empty if a file is not there."""
     stamps = []
     for path in (*case.images, *case.label_files):
-        members = sorted(path.iterdir()) if path.is_dir() else [path]
-        for member in members:
+        for member in source_files(path):
             try:
                 status = member.stat()
             except OSError:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sparseg.errors import VolumeError
+from sparseg.errors import InputError, VolumeError
 from sparseg.volumes.dicom_folder import is_dicom_folder
-from sparseg.volumes.itk import ITK_SUFFIXES, read_itk
+from sparseg.volumes.itk import ITK_SUFFIXES, data_files, read_itk
 from sparseg.volumes.nifti import read_nifti
 from sparseg.volumes.volume import Volume
 
-__all__ = ["SUFFIXES", "case_name", "is_dicom_folder", "read_labels", "read_volume"]
+__all__ = ["SUFFIXES", "case_name", "is_dicom_folder", "read_labels", "read_volume", "source_files"]
 
 SUFFIXES = (".nii.gz", ".nii", *ITK_SUFFIXES)
 _KINDS = "a .nii, .nii.gz, .nrrd, .mha or .mhd file"
@@ -95,6 +96,18 @@ def read_labels(path: Path | str, **options: Any) -> Volume:
             code="unsupported-format",
         )
     return _read_file(path, {**options, "kind": "label"})
+
+
+def source_files(path: Path | str) -> list[Path]:
+    """Return the files that an image or label map is made of: several for a folder or a detached header."""
+    path = Path(path)
+    if path.is_dir():
+        return sorted(path.iterdir())
+    if path.suffix.lower() in (".nhdr", ".mhd"):
+        # Whoever reads the image says what is wrong with its header.
+        with suppress(InputError):
+            return list(data_files(path))
+    return [path]
 
 
 def case_name(path: Path | str) -> str:

@@ -55,8 +55,7 @@ def read_itk(
     """
     path = Path(path)
     where = str(path)
-    raw = _start(path)
-    header = (parse_nrrd if path.suffix.lower() in (".nrrd", ".nhdr") else parse_metaimage)(raw, path)
+    header = _read_header(path)
     voxels = int(np.prod(spatial_shape(header), dtype=object))
     if voxels > max_voxels:
         raise bad_header(
@@ -74,6 +73,18 @@ def read_itk(
         stored, nonfinite=nonfinite, where=where, code="itk-nonfinite", may_overflow=header.dtype.kind == "f"
     )
     return Volume(array, affine, source=where)
+
+
+def data_files(path: Path | str) -> tuple[Path, ...]:
+    """Return the file, and the file beside it that holds its numbers if that is another.
+
+    Raises:
+        VolumeError: missing, or a header that cannot be read.
+        GeometryError: a header whose geometry cannot be read.
+    """
+    path = Path(path)
+    data_file = _read_header(path).data_file
+    return (path,) if data_file == path else (path, data_file)
 
 
 def write_itk(path: Path | str, volume: Volume) -> None:
@@ -113,6 +124,11 @@ def write_itk(path: Path | str, volume: Volume) -> None:
         _require_equal(draft, volume, path)
         content = draft.read_bytes()
     write_bytes_atomically(path, content)
+
+
+def _read_header(path: Path) -> TextHeader:
+    parse = parse_nrrd if path.suffix.lower() in (".nrrd", ".nhdr") else parse_metaimage
+    return parse(_start(path), path)
 
 
 def _start(path: Path) -> bytes:
