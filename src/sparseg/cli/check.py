@@ -63,6 +63,11 @@ def check(
     json, html = json or folder / "check.json", html or folder / "check.html"
     _require_outside(dataset, json, html)
     found = read_dataset(dataset, strict=False)
+    if to is not None:
+        # Refused before an hour of reading, not after; a plain check does not load the writers.
+        from sparseg.datasets.repair import require_new
+
+        require_new(to, found)
     sys.stdout.write(f"{found.describe()}\n")
     with progress_bar() as bar:
         task = bar.add_task("reading", total=len(found.cases))

@@ -103,7 +103,7 @@ def repair_dataset(
         DatasetError: `to` is not usable, or no labelled case is left.
         VolumeError: the disk refuses.
     """
-    _require_new(to, dataset)
+    require_new(to, dataset)
     by_case = _by_case([*findings, *(f for r in reports for f in r.findings), *dataset.problems])
     jobs, dropped, excluded = _plan(dataset, reports, by_case)
     part = to.parent / f".{to.name}.{uuid.uuid4().hex}.part"
@@ -193,7 +193,12 @@ def _file_name(case: Case) -> str:
     return case_name(f"{case.name}.nii.gz").casefold()
 
 
-def _require_new(to: Path, dataset: Dataset) -> None:
+def require_new(to: Path, dataset: Dataset) -> None:
+    """Refuse a target that holds files, or that lies in the source or around it.
+
+    Raises:
+        DatasetError: names the folder.
+    """
     source = (dataset.root if dataset.root.is_dir() else dataset.root.parent).resolve()
     target = to.resolve()
     received = ""
@@ -316,4 +321,6 @@ def _record(dataset: Dataset, result: RepairResult) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_bytes_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # The name of a case left out may not be valid text in the file system's encoding.
+    write_bytes_atomically(path, text.encode(errors="replace"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -98,9 +98,12 @@ def labelled_points(labels: Sequence[Volume]) -> np.ndarray:
     """World positions `[n,3]` of labelled voxels, at most some 200,000 of each volume."""
     found = []
     for label in labels:
-        flat = np.flatnonzero(label.array[0])
-        chosen = flat[:: max(1, flat.size // _SAMPLE)]
-        found.append(voxel_to_world(label.affine, np.stack(np.unravel_index(chosen, label.shape), axis=-1)))
+        ids = label.array[0]
+        # In the order in memory, or numpy would copy the volume first.
+        order: Literal["F", "C"] = "F" if ids.flags.f_contiguous else "C"
+        flat = np.flatnonzero(ids.ravel(order))
+        chosen = np.unravel_index(flat[:: max(1, flat.size // _SAMPLE)], label.shape, order)
+        found.append(voxel_to_world(label.affine, np.stack(chosen, axis=-1)))
     return np.concatenate(found) if found else np.empty((0, 3))
 
 
