@@ -13,24 +13,33 @@ import yaml
 from sparseg.datasets.declaration import FILE
 from sparseg.datasets.writers.written import Entry, Header, WrittenCase
 from sparseg.errors import LabelError
+from sparseg.volumes.itk import write_itk
 from sparseg.volumes.nifti_writer import write_image, write_label_map
 from sparseg.volumes.volume import Volume
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
-ENDINGS = NIFTI_ENDINGS
+ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".mha")
 _MAX_ID = 65535
 
 
 def write_image_file(path: Path, volume: Volume) -> None:
     """Write an image `[C,H,W,D]`, all its channels in one file, in the format of the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(path, volume)
+    if path.name.endswith(NIFTI_ENDINGS):
+        write_image(path, volume)
+        return
+    kept = volume.array if volume.array.dtype == np.int16 else volume.array.astype(np.float32)
+    write_itk(path, Volume(kept, volume.affine, volume.source))
 
 
 def write_label_file(path: Path, labels: Volume, names: dict[int, str]) -> None:
     """Write a label map `[1,H,W,D]` in the format of the suffix; NIfTI keeps the names of the ids too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_label_map(path, compact_ids(labels, path), labels.affine, label_names=names)
+    ids = compact_ids(labels, path)
+    if path.name.endswith(NIFTI_ENDINGS):
+        write_label_map(path, ids, labels.affine, label_names=names)
+    else:
+        write_itk(path, Volume(ids[None], labels.affine, labels.source))
 
 
 def compact_ids(labels: Volume, where: object) -> np.ndarray:
