@@ -304,6 +304,24 @@ def test_a_missing_modality(clean: Path, tmp_path: Path) -> None:
     assert "2 channels (T1, T2); received 1" in finding.message
 
 
+def test_a_missing_modality_in_a_file_of_its_own(clean: Path, tmp_path: Path) -> None:
+    """nnU-Net raw: one file per channel, one of them gone."""
+    root = tmp_path / "Dataset001_toy"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for name in CLEAN:
+        shutil.copy(clean / f"labelsTr/{name}.nii.gz", root / "labelsTr")
+        for channel in range(1 if name == "bad" else 2):
+            shutil.copy(clean / f"imagesTr/{name}.nii.gz", root / f"imagesTr/{name}_{channel:04d}.nii.gz")
+    labels = {"background": 0, "liver": 1, "tumor": 2}
+    content = {"channel_names": {"0": "T1", "1": "T2"}, "labels": labels, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(content | {"numTraining": len(CLEAN)}))
+    result = check(root)
+    assert [(f.case, f.code, f.severity) for f in result.findings] == [("bad", "modality-missing", "error")]
+    assert result.counts["cases"] == 6
+    assert result.counts["usable"] == 5
+
+
 def test_image_and_label_are_both_reported(paths: Paths) -> None:
     content(lambda raw: raw[:-20])(paths)
     pixels(lambda a: put(a, (2, 3, 4), 300), label=True)(paths)

@@ -41,9 +41,11 @@ class CheckResult:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Cases, those that can be used, and findings of each severity."""
+        """Cases (with those that could not even be listed), those that can be used, findings by severity."""
+        listed = {case.name for case in self.dataset.cases}
+        unlisted = {problem.case for problem in self.dataset.problems} - listed - {""}
         return {
-            "cases": len(self.reports),
+            "cases": len(self.reports) + len(unlisted),
             "usable": sum(report.facts is not None for report in self.reports),
             **{
                 f"{level}s": sum(finding.severity == level for finding in self.findings)
