@@ -63,7 +63,7 @@ __all__ = [
 logger = logging.getLogger("sparseg")
 # Frame headers and offsets of blocks that do not compress: far below this share.
 _OVERHEAD = 1.02
-_RECORD_BYTES = 64 * 1024
+_RECORD_BYTES = 16 * 1024
 
 
 class _Order(NamedTuple):
@@ -119,7 +119,7 @@ def estimate_bytes(facts: CaseFacts, preprocess: PreprocessConfig) -> int:
     )
     image_bytes = len(facts.channels) * (4 if is_wide else 2)
     arrays = int(voxels * (image_bytes + label_bytes) * _OVERHEAD)
-    return arrays + num_labels * MAX_LOCATIONS * 4 + _RECORD_BYTES
+    return arrays + min(num_labels * MAX_LOCATIONS, voxels) * 4 + _RECORD_BYTES
 
 
 def build_cache(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -120,5 +121,14 @@ def _killed() -> DatasetError:
 
 
 def _quiet_worker() -> None:
-    """Ctrl-C goes to the whole process group; only the parent answers it."""
+    """Ctrl-C goes to the whole process group: only the parent answers it. A worker ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its workers, who would wait for work for ever and keep their memory."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
