@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from inspect import Parameter
+from pathlib import Path
 from typing import Any
 
 import cyclopts
@@ -20,6 +21,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--set": (),
         "--max-steps": None,
         "--max-minutes": None,
+        "--fold": None,
+        "--splits": None,
+        "--cache": None,
         "--seed": None,
         "--resume": False,
     },
@@ -58,6 +62,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--to": None,
         "--workers": None,
         "--strict": False,
+    },
+    "plan": {
+        "DATASET": REQUIRED,
+        "--out": Path("plan.yaml"),
+        "--device": "auto",
+        "--preset": None,
+        "--no-measure": False,
+        "--workers": None,
+        "--force": False,
     },
     "sample fetch": {"NAME": REQUIRED, "--to": REQUIRED},
     "synth": {

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import cyclopts
 
 from sparseg import __version__
-from sparseg.cli import bench, check, evaluate, info, predict, sample, synth, train
+from sparseg.cli import bench, check, evaluate, info, plan, predict, sample, synth, train
 from sparseg.cli.output import print_error
 from sparseg.errors import InputError, SparsegError
 
@@ -23,6 +23,7 @@ app = cyclopts.App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `run` says what became of the files
 )
+app.command(plan.plan)
 app.command(train.train)
 app.command(predict.predict)
 app.command(evaluate.evaluate)

@@ -40,13 +40,16 @@ def choose_keep_ratio(cases: Sequence[PatchFacts], num_stages: int) -> Choice[fl
 def small_classes(cases: Sequence[PatchFacts], labels: Mapping[int, str]) -> list[str]:
     """One line per class that few cases or few patches hold: its Dice will rest on little.
 
-    Few are less than 3 cases, or a median of less than 4 patches in the cases that hold the class.
+    Few are less than 3 cases, or a median of less than 4 patches in the cases that hold the class. A dataset
+    of less than 3 cases gets one line for all classes that are in every case.
 
     Args:
         cases: Patches of every case.
         labels: Id -> name.
     """
     lines = []
+    if len(cases) < FEW_CASES:
+        lines.append(f"there are only {len(cases)} training cases, so every class is in few")
     for label_id, name in labels.items():
         if label_id == 0:
             continue
@@ -55,7 +58,7 @@ def small_classes(cases: Sequence[PatchFacts], labels: Mapping[int, str]) -> lis
         if not found:
             lines.append(f"{text} is in no training case")
             continue
-        if len(found) < FEW_CASES:
+        if len(found) < min(FEW_CASES, len(cases)):
             lines.append(f"{text} is in only {len(found)} of {len(cases)} training cases")
         if median(found) < FEW_PATCHES:
             lines.append(f"{text} fills only {median(found):g} patches (median of the cases that hold it)")

@@ -18,8 +18,10 @@ NUM_STEPS = 2
 
 def seconds_per_step(
     config: SegmenterConfig, batch_size: int, *, regions: bool, device: str, seed: int = 0
-) -> float:
+) -> float | None:
     """Do one training step to warm up and two on the clock, on random numbers; return the median in seconds.
+
+    None if the memory of a GPU did not suffice.
 
     Reading and augmenting crops is not part of it. The global random state is left as it was.
 
@@ -31,30 +33,32 @@ def seconds_per_step(
         seed: Of weights and crops.
     """
     place = torch.device(device)
-    generator = torch.Generator().manual_seed(seed)
-    shape = (batch_size, config.in_channels, *config.roi_size)
-    image = torch.randn(shape, generator=generator).to(place)
-    if regions:
-        masks = (batch_size, config.num_classes, *config.roi_size)
-        target = torch.randint(2, masks, generator=generator).float().to(place)
-    else:
-        target = torch.randint(config.num_classes, (batch_size, 1, *config.roi_size), generator=generator).to(
-            place
-        )
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
-        net = segmenter_from_config(config).to(place).train()
-        optimizer = make_optimizer(net, OptimizerConfig(), config.depth, config.pruning_stages)
-        loss_of = make_loss(regions=regions)
-        seconds = []
-        for _ in range(1 + NUM_STEPS):
-            started = time.perf_counter()
-            loss = loss_of(net(image), target)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            # Work is only queued on a GPU; the clock must wait for it.
-            if place.type == "cuda":
-                torch.cuda.synchronize(place)
-            seconds.append(time.perf_counter() - started)
-    return median(seconds[1:])
+        try:
+            return median(_time_steps(config, batch_size, regions, place)[1:])
+        except torch.OutOfMemoryError:
+            return None
+
+
+def _time_steps(config: SegmenterConfig, batch_size: int, regions: bool, place: torch.device) -> list[float]:
+    net = segmenter_from_config(config).to(place).train()
+    optimizer = make_optimizer(net, OptimizerConfig(), config.depth, config.pruning_stages)
+    loss_of = make_loss(regions=regions)
+    image = torch.randn(batch_size, config.in_channels, *config.roi_size).to(place)
+    if regions:
+        target = torch.randint(2, (batch_size, config.num_classes, *config.roi_size)).float().to(place)
+    else:
+        target = torch.randint(config.num_classes, (batch_size, 1, *config.roi_size)).to(place)
+    seconds = []
+    for _ in range(1 + NUM_STEPS):
+        started = time.perf_counter()
+        loss = loss_of(net(image), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        # Work is only queued on a GPU; the clock must wait for it.
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        seconds.append(time.perf_counter() - started)
+    return seconds

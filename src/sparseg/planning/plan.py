@@ -118,12 +118,13 @@ def make_plan(
         *course_entries(dataset, seed),
     ]
     settings = nest(entries)
-    seconds = _time_step(network, dataset, device, seed) if measure and network.fits else None
+    timed = measure and network.fits
+    seconds = _time_step(network, dataset, device, seed) if timed else None
     return Plan(
         settings,
         {entry.key: entry.why for entry in entries},
         make_estimates(network, shapes, settings["max_steps"], seconds, device),
-        (*_misfit(network), *small_classes(patches, dataset.labels)),
+        (*_misfit(network, failed=timed and seconds is None), *small_classes(patches, dataset.labels)),
         fingerprint,
     )
 
@@ -161,13 +162,15 @@ def _overrides(dataset: Dataset, keep: Choice[float] | None) -> dict[str, Any]:
     return sizes if keep is None else {**sizes, "keep_ratio": keep.value}
 
 
-def _time_step(network: Network, dataset: Dataset, device: str, seed: int) -> float:
+def _time_step(network: Network, dataset: Dataset, device: str, seed: int) -> float | None:
     return seconds_per_step(
         network.config, network.batch_size, regions=bool(dataset.regions), device=device, seed=seed
     )
 
 
-def _misfit(network: Network) -> list[str]:
+def _misfit(network: Network, *, failed: bool) -> list[str]:
+    if failed:
+        return ["a training step ran out of the GPU's memory: other programs may use it; lower batch_size"]
     if network.fits:
         return []
     return [f"training will probably run out of memory: {network.why_batch}"]
