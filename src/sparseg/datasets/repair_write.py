@@ -224,7 +224,8 @@ def _compact_ids(labels: Volume, where: Path) -> np.ndarray:
             where=where,
             code="label-ids",
         )
-    return labels.array[0].astype(np.uint8 if largest < 256 else np.uint16)
+    ids: np.ndarray = labels.array[0].astype(np.uint8 if largest < 256 else np.uint16)
+    return ids
 
 
 def _compact_values(array: np.ndarray) -> np.ndarray:
