@@ -245,7 +245,6 @@ def test_l5_one_image_on_both_sides_of_the_split(train, dataset, tmp_path):
     outcome = train(*TINY)
     assert outcome.code == 2
     line = outcome.err.splitlines()[-1]
-    assert all(
-        word in line for word in ("a.nii.gz", "b.nii.gz", "both in training and held out", "remove one")
-    )
+    words = ("a.nii.gz", "b.nii.gz", "both in training and held out", "remove one")
+    assert all(word in line for word in words)
     assert not (tmp_path / "run").exists()

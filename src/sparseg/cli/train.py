@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sparseg.datasets.facts import CaseFacts
     from sparseg.planning.plan import Plan
     from sparseg.training.config import TrainConfig
+    from sparseg.training.loop import Run
 
 
 def train(
@@ -39,9 +40,8 @@ def train(
 ) -> int:
     """Train a segmentation model.
 
-    Without --config the settings are those that `sparseg plan` finds for the dataset. The run folder holds
-    best/ and last/ (model folders), config.yaml, plan.yaml, splits.json, log.jsonl, progress.png, state.pt.
-    Ctrl-C finishes the step, saves and stops; --resume goes on.
+    Without --config the settings are those that `sparseg plan` finds. The run folder holds best/ and last/
+    (model folders), settings, splits, log and picture. Ctrl-C saves and stops; --resume goes on.
 
     Parameters
     ----------
@@ -68,17 +68,14 @@ def train(
     seed
         Seed of all random choices.
     resume
-        Go on with the run in --out, with the settings it was started with (max-steps and max-minutes may be
-        changed).
+        Go on with the run in --out, with its settings; only max-steps and max-minutes may change.
     """
     from sparseg.cli.output import progress_bar
+    from sparseg.training import start
     from sparseg.training.data import open_dataset
-    from sparseg.training.start import require_free
-    from sparseg.training.start import train as run_training
 
-    flags = {"preset": preset, "max_steps": max_steps, "max_minutes": max_minutes, "fold": fold, "seed": seed}
-    given = {name: value for name, value in flags.items() if value is not None}
-    require_free(out, resume=resume)
+    given = _given(preset=preset, max_steps=max_steps, max_minutes=max_minutes, fold=fold, seed=seed)
+    start.require_free(out, resume=resume)
     if resume:
         settings = _resumed(out, given, {"config": config, "set": set_, "splits": splits})
     else:
@@ -87,12 +84,12 @@ def train(
         watcher = _Watcher(bar)
         found, facts = open_dataset(dataset, on_case=watcher.on_read)
         watcher.say(found.describe())
-        plan = None
+        notes = {}
         if config is None and not resume:
             plan = _plan(found, facts, preset, set_)
-            settings = _settings(plan.settings, set_, given, where=None)
-        watcher.start(settings.max_minutes, settings.max_steps)
-        run, stopped_by = run_training(
+            settings, notes = _settings(plan.settings, set_, given, where=None), {"plan.yaml": plan.to_yaml()}
+        watcher.begin(settings.max_minutes, settings.max_steps)
+        run, stopped_by = start.train(
             found,
             facts,
             out,
@@ -101,21 +98,30 @@ def train(
             resume=resume,
             splits=splits,
             cache=cache,
+            notes=notes,
             on_size=watcher.on_size,
             on_case=lambda name: watcher.say(f"preparing {name}"),
         )
-        if plan is not None:
-            (out / "plan.yaml").write_text(plan.to_yaml(), encoding="utf-8")
+    return _finish(run, stopped_by, f"sparseg train {dataset} --out {out} --resume")
+
+
+def _finish(run: Run, stopped_by: int | None, command: str) -> int:
+    """Say how far the run came, and return the exit code."""
     done, best = run.progress, run.progress.best_dice
     score = "none" if best is None else f"{best:.3f} at step {done.best_step}"
     sys.stdout.write(
         f"{done.step} steps in {done.minutes:.1f} min; best validation Dice {score}\n"
-        f"model in {out / 'best'}\n"
+        f"model in {run.folder / 'best'}\n"
     )
     if stopped_by is None:
         return 0
-    sys.stdout.write(f"stopped early; go on with: sparseg train {dataset} --out {out} --resume\n")
+    sys.stdout.write(f"stopped early; go on with: {command}\n")
     return 128 + int(stopped_by) if stopped_by in (signal.SIGINT, signal.SIGTERM) else 1
+
+
+def _given(**flags: Any) -> dict[str, Any]:
+    """The flags that were given."""
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _load(config: Path | None) -> dict[str, Any]:
@@ -189,7 +195,7 @@ class _Watcher:
             self.reading = self.bar.add_task("reading", total=None)
         self.bar.update(self.reading, advance=1, description=f"reading {name}")
 
-    def start(self, max_minutes: float | None, max_steps: int) -> None:
+    def begin(self, max_minutes: float | None, max_steps: int) -> None:
         """Show the bar."""
         if self.reading is not None:
             self.bar.remove_task(self.reading)

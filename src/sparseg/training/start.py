@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sparseg.config import load_yaml, parse_config, to_yaml
@@ -29,6 +29,7 @@ def train(
     resume: bool = False,
     splits: Path | None = None,
     cache: Path | None = None,
+    notes: Mapping[str, str] | None = None,
     on_size: Callable[[int, int, Path], None] = lambda *_: None,
     on_case: Callable[[str], None] = lambda _: None,
 ) -> tuple[Run, int | None]:
@@ -43,6 +44,7 @@ def train(
         resume: Go on from the last stored state, with the splits the run was started with.
         splits: File of folds; by default the dataset's own, else new ones. The run folder keeps them.
         cache: Folder of prepared cases; by default in the user's cache folder.
+        notes: Further text files for a new run folder, name -> content.
         on_size: Called with bytes, number of cases and folder before the cache is written.
         on_case: Called with each case's name when it is prepared.
 
@@ -74,6 +76,8 @@ def train(
         (run_folder / "log.jsonl").unlink(missing_ok=True)
         (run_folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
         write_splits(run_folder / SPLITS, data.splits)
+        for name, text in (notes or {}).items():
+            (run_folder / name).write_text(text, encoding="utf-8")
     return run, run.train()
 
 
