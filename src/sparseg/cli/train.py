@@ -72,7 +72,6 @@ def train(
     """
     from sparseg.cli.output import progress_bar
     from sparseg.training import start
-    from sparseg.training.data import open_dataset
 
     given = _given(preset=preset, max_steps=max_steps, max_minutes=max_minutes, fold=fold, seed=seed)
     start.require_free(out, resume=resume)
@@ -82,8 +81,7 @@ def train(
         settings = _settings(_load(config), set_, given, where=config)
     with progress_bar() as bar:
         watcher = _Watcher(bar)
-        found, facts = open_dataset(dataset, on_case=watcher.on_read)
-        watcher.say(found.describe())
+        found, facts = _open(dataset, watcher)
         notes = {}
         if config is None and not resume:
             plan = _plan(found, facts, preset, set_)
@@ -117,6 +115,15 @@ def _finish(run: Run, stopped_by: int | None, command: str) -> int:
         return 0
     sys.stdout.write(f"stopped early; go on with: {command}\n")
     return 128 + int(stopped_by) if stopped_by in (signal.SIGINT, signal.SIGTERM) else 1
+
+
+def _open(path: Path, watcher: _Watcher) -> tuple[Dataset, list[CaseFacts]]:
+    """The dataset and what its cases measure; says what it was read as."""
+    from sparseg.training.data import open_dataset
+
+    dataset, facts = open_dataset(path, on_case=watcher.on_read)
+    watcher.say(dataset.describe())
+    return dataset, facts
 
 
 def _given(**flags: Any) -> dict[str, Any]:
