@@ -88,6 +88,21 @@ def test_cases_stay_in_their_folds(sparseg: Command, data: Path, tmp_path: Path)
     assert folds == [{"case2", "new"}, {"case0", "case1"}]
 
 
+@pytest.mark.slow
+def test_a_plan_trains(sparseg: Command, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.yaml"
+    done = sparseg("plan", data, "--out", out, "--preset", "test_tiny", "--no-measure", "--device", "cpu")
+    assert done.code == 0
+    splits = tmp_path / "splits.json"
+    trained = sparseg(
+        "train", data, "--out", tmp_path / "run", "--config", out, "--splits", splits, "--max-steps", 2
+    )
+    assert trained.code == 0, trained
+    stored = load_yaml(tmp_path / "run" / "config.yaml")
+    assert stored["model"] == load_yaml(out)["model"]
+    assert stored["preprocess"]["intensity"]["clip"] == [90.0, 211.0]
+
+
 def test_bad_input_leaves_nothing_behind(sparseg: Command, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "plan.yaml"
     sparseg("plan", tmp_path / "nowhere", "--out", out).refused("nowhere", "exist")

@@ -52,6 +52,7 @@ def plan(
         Replace a plan that was edited.
     """
     from sparseg.cli.output import progress_bar
+    from sparseg.datasets.fingerprint import load_or_make_fingerprint
     from sparseg.models.presets import preset as find_preset
     from sparseg.planning.plan import make_plan
     from sparseg.training.data import open_dataset
@@ -70,6 +71,7 @@ def plan(
             device=chosen,
             preset=preset,
             measure=not no_measure,
+            fingerprint=load_or_make_fingerprint(facts),
             workers=workers,
             on_case=lambda _: bar.advance(task),
         )

@@ -83,20 +83,34 @@ def count_patches(labels: np.ndarray, patch: Triple) -> tuple[int, int, dict[int
         labels: `[H,W,D]` ids; padded with 0 behind to multiples of the patch.
         patch: Patch edges in voxels.
     """
+    labels = _labelled_part(labels, patch)
+    if not labels.size:
+        return 0, 0, {}
     gaps = [(0, -edge % p) for edge, p in zip(labels.shape, patch, strict=True)]
     padded = np.pad(labels, gaps)
     grid = [edge // p for edge, p in zip(padded.shape, patch, strict=True)]
     blocks = padded.reshape(grid[0], patch[0], grid[1], patch[1], grid[2], patch[2])
-    highest = blocks.max(axis=(1, 3, 5))
-    mixed = highest != blocks.min(axis=(1, 3, 5))
-    # Ids are not negative, so a patch holds a labelled voxel where its largest id is above 0.
-    voxels = np.nonzero(padded)
-    number = np.ravel_multi_index(tuple(v // p for v, p in zip(voxels, patch, strict=True)), grid)
-    ids, position = np.unique(padded[voxels], return_inverse=True)
-    pairs = np.unique(number.astype(np.int64) * max(1, ids.size) + position)
-    counts = np.bincount(pairs % max(1, ids.size), minlength=ids.size)
+    # One row per patch.
+    rows = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(prod(grid), prod(patch))
+    highest, lowest = rows.max(axis=1), rows.min(axis=1)
+    numbers, voxels = np.nonzero(rows)
+    base = int(highest.max()) + 1
+    pairs = np.unique(numbers.astype(np.int64) * base + rows[numbers, voxels])
+    ids, counts = np.unique(pairs % base, return_counts=True)
     per_class = {int(i): int(n) for i, n in zip(ids, counts, strict=True)}
-    return int((highest > 0).sum()), int(mixed.sum()), per_class
+    return int((highest > 0).sum()), int((highest != lowest).sum()), per_class
+
+
+def _labelled_part(labels: np.ndarray, patch: Triple) -> np.ndarray:
+    """The box around all labelled voxels, on the borders of the patch grid."""
+    box = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        hits = np.flatnonzero(labels.any(axis=others))
+        start, stop = (int(hits[0]), int(hits[-1]) + 1) if hits.size else (0, 0)
+        # To the end of the last patch: what it holds besides labels makes a boundary too.
+        box.append(slice(start - start % patch[axis], stop + -stop % patch[axis]))
+    return labels[tuple(box)]
 
 
 def sample_labels(labels: Volume, settings: PreprocessConfig) -> np.ndarray:

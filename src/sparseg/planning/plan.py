@@ -71,6 +71,7 @@ def make_plan(
     measure: bool = True,
     seed: int = 0,
     usable: int | None = None,
+    fingerprint: Fingerprint | None = None,
     workers: int | None = None,
     on_case: Callable[[str], None] = lambda _: None,
 ) -> Plan:
@@ -84,6 +85,7 @@ def make_plan(
         measure: Whether to time training steps.
         seed: Seed of the run.
         usable: Bytes of memory to plan for; None asks the device.
+        fingerprint: Of `facts`, if it was made before.
         workers: Processes that read labels; None takes all processors.
         on_case: Called with a case's name when its labels were read.
 
@@ -92,7 +94,7 @@ def make_plan(
         ConfigError: unknown preset.
     """
     dataset, facts = _ordered(dataset, facts)
-    fingerprint = make_fingerprint(facts)
+    fingerprint = make_fingerprint(facts) if fingerprint is None else fingerprint
     base = base_config(preset or CANDIDATES[0])
     spacing = target_spacing(fingerprint)
     intensity = choose_intensity(dataset.channels, fingerprint.channels)
