@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from sparseg.config import Config
+from sparseg.datasets.synth.config import SynthConfig
 from sparseg.models.config import SegmenterConfig
 from sparseg.models.presets import PRESETS
 from sparseg.preprocessing.config import CTIntensity, MRIntensity, PreprocessConfig
@@ -22,6 +23,7 @@ SECTIONS: list[tuple[str, str, type[Config]]] = [
     ("preprocess.intensity, kind: mr", "", MRIntensity),
     ("augment", "random changes to each training crop", AugmentConfig),
     ("optimizer", "AdamW and its schedule", OptimizerConfig),
+    ("Synthetic subjects", "settings of `sparseg synth`, not part of a training run", SynthConfig),
 ]
 
 

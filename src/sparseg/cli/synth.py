@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +14,30 @@ if TYPE_CHECKING:
     from sparseg.datasets.synth.generate import Original
 
 Layout = Literal["decathlon", "nnunet", "datalist", "bids", "folders", "table", "dicom"]
+
+
+_GridShape = Annotated[
+    tuple[int, int, int] | None,
+    cyclopts.Parameter(negative="", help="Voxels per axis, e.g. 96 96 96; default: the source's."),
+]
+_Spacing = Annotated[
+    tuple[float, float, float] | None,
+    cyclopts.Parameter(negative="", help="Voxel edges in mm, e.g. 1.5 1.5 2; default: the source's."),
+]
+_Native = Annotated[
+    bool,
+    cyclopts.Parameter(negative="", help="Keep thick slices as they are instead of resampling to the grid."),
+]
+_Modality = Annotated[
+    Literal["ct", "mr"] | None,
+    cyclopts.Parameter(help="ct keeps the HU of the source's tissues, mr (default) draws any contrast."),
+]
+_Intensity = Annotated[
+    Literal["classes", "image"] | None,
+    cyclopts.Parameter(
+        help="classes (default) draws the intensities per tissue, image warps the real image."
+    ),
+]
 
 
 def synth(
@@ -26,12 +51,12 @@ def synth(
     num_test: int = 0,
     layout: Layout = "decathlon",
     names: Path | None = None,
-    modality: Literal["ct", "mr"] | None = None,
-    intensity: Literal["classes", "image"] | None = None,
+    modality: _Modality = None,
+    intensity: _Intensity = None,
     channels: int | None = None,
-    shape: Annotated[tuple[int, int, int] | None, cyclopts.Parameter(negative="")] = None,
-    spacing: Annotated[tuple[float, float, float] | None, cyclopts.Parameter(negative="")] = None,
-    native_resolution: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    shape: _GridShape = None,
+    spacing: _Spacing = None,
+    native_resolution: _Native = False,
     seed: int | None = None,
     config: Path | None = None,
     set_: Annotated[tuple[str, ...], cyclopts.Parameter(name="--set", negative="")] = (),
@@ -61,18 +86,8 @@ def synth(
         Layout of the dataset.
     names
         Names of the labels: a dataset folder, or a YAML or JSON file with id: name.
-    modality
-        ct keeps the HU of the source's tissues, mr (default) draws any contrast.
-    intensity
-        classes (default) draws the intensities per tissue, image warps the real image.
     channels
         MR contrasts per subject, 1 to 4.
-    shape
-        Voxels per axis, e.g. 96 96 96; default: the source's.
-    spacing
-        Voxel edges in mm, e.g. 1.5 1.5 2; default: the source's.
-    native_resolution
-        Keep thick slices as they are instead of resampling to the grid.
     seed
         Seed of all random choices; default 0.
     config
@@ -87,40 +102,28 @@ def synth(
     from sparseg.datasets.synth.generate import write_synthetic
 
     flags = {
-        "modality": modality,
-        "intensity": intensity,
-        "channels": channels,
-        "shape": shape,
-        "spacing": spacing,
-        "native_resolution": native_resolution or None,
-        "seed": seed,
+        **{"modality": modality, "intensity": intensity, "channels": channels, "seed": seed},
+        **{"shape": shape, "spacing": spacing, "native_resolution": native_resolution or None},
     }
-    settings = _settings(config, set_, {key: value for key, value in flags.items() if value is not None})
+    settings = _settings(config, set_, flags)
     original = _original(labels, image, phantom, settings)
+    label_names = None if names is None else _names(names)
     with progress_bar() as bar:
         task = bar.add_task("making subjects", total=num_cases + num_test)
-        write_synthetic(
-            original,
-            settings,
-            to,
-            num_cases=num_cases,
-            num_test=num_test,
-            layout=layout,
-            names=None if names is None else _names(names),
-            workers=workers,
-            on_case=lambda _: bar.advance(task),
-        )
+        write = partial(write_synthetic, original, settings, to, on_case=lambda _: bar.advance(task))
+        write(num_cases=num_cases, num_test=num_test, layout=layout, names=label_names, workers=workers)
     sys.stdout.write(f"{to}: {read_dataset(to).describe()}\n")
     return 0
 
 
 def _settings(file: Path | None, assignments: tuple[str, ...], flags: dict[str, Any]) -> SynthConfig:
-    """Defaults, then the file, then --set, then flags."""
+    """Defaults, then the file, then --set, then the flags that are not None."""
     from sparseg.config import load_yaml, merge, override, parse_config
     from sparseg.datasets.synth.config import SynthConfig
 
     values = load_yaml(file) if file is not None else {}
-    return parse_config(SynthConfig, merge(override(values, assignments), flags), where=file or "")
+    given = {key: value for key, value in flags.items() if value is not None}
+    return parse_config(SynthConfig, merge(override(values, assignments), given), where=file or "")
 
 
 def _original(labels: Path | None, image: Path | None, phantom: bool, settings: SynthConfig) -> Original:
