@@ -14,8 +14,8 @@ import numpy as np
 from sparseg.errors import DatasetError
 from sparseg.shapes import Triple
 
-# LZ4HC at level 5 with byte shuffling: 45 % of the float16 size and the fastest to read of those measured in
-# benchmarks/2026-11-22-loader.json; higher levels save 3 % for four times the writing.
+# LZ4HC at level 5 with byte shuffling: a third of the raw size, and nothing measured reads clearly faster
+# (benchmarks/2026-11-22-loader.json). Level 9 saves 4 % of that for four to seven times the writing.
 _LEVEL = 5
 _BLOCK_EDGE = 32
 # Every open array holds a file descriptor, of which a process commonly has 1024.
