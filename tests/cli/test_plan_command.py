@@ -88,6 +88,16 @@ def test_cases_stay_in_their_folds(sparseg: Command, data: Path, tmp_path: Path)
     assert folds == [{"case2", "new"}, {"case0", "case1"}]
 
 
+def test_folds_of_another_dataset_are_kept(sparseg: Command, data: Path, tmp_path: Path) -> None:
+    splits = tmp_path / "splits.json"
+    splits.write_text('{"folds": [{"val": ["x"]}, {"val": ["y"]}]}')
+    done = sparseg("plan", data, "--out", tmp_path / "plan.yaml", "--no-measure", "--device", "cpu")
+    assert done.code == 2
+    done.one_line("splits.json", "no case in common")
+    assert '"x"' in splits.read_text()
+    assert not (tmp_path / "plan.yaml").exists()
+
+
 @pytest.mark.slow
 def test_a_plan_trains(sparseg: Command, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "plan.yaml"

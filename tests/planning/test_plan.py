@@ -129,7 +129,7 @@ def test_fingerprint_and_warnings(tmp_path: Path) -> None:
     assert plan.fingerprint.key in plan.to_yaml()
     assert plan.settings["augment"]["flip"] == [0.0, 0.2, 0.2]
     assert plan.warnings[0].startswith("training will probably run out of memory")
-    assert plan.warnings[1] == "there are only 2 training cases, so every class is in few"
+    assert plan.warnings[1] == "training cases: only 2, so every class is in few"
     assert not any("liver" in line for line in plan.warnings)
     assert "left lung (id 3) is in no training case" in plan.warnings
     assert "# Worth a look" in plan.to_yaml()

@@ -65,6 +65,7 @@ def plan(
         task = bar.add_task("reading", total=None)
         found, facts = open_dataset(dataset, workers=workers, on_case=lambda _: bar.advance(task))
         sys.stdout.write(f"{found.describe()}\n")
+        splits = _splits(out.with_name("splits.json"), found, facts)
         made = make_plan(
             found,
             facts,
@@ -75,7 +76,6 @@ def plan(
             workers=workers,
             on_case=lambda _: bar.advance(task),
         )
-    splits = _splits(out.with_name("splits.json"), found, facts, made)
     _write(out, made, splits)
     _print(made, out, len(splits.folds))
     return 0
@@ -116,17 +116,31 @@ def _device(wanted: str) -> str:
     return wanted
 
 
-def _splits(file: Path, dataset: Dataset, facts: Sequence[CaseFacts], made: Plan) -> Splits:
-    """The folds in `file`, with new cases added; without one those that training would use."""
+def _splits(file: Path, dataset: Dataset, facts: Sequence[CaseFacts]) -> Splits:
+    """The folds in `file`, with new cases added; without one those that training would use.
+
+    Raises:
+        DatasetError: the folds in `file` are those of another dataset.
+    """
     from sparseg.datasets.splits import make_folds, read_splits
+    from sparseg.errors import DatasetError
+    from sparseg.training.config import TrainConfig
     from sparseg.training.data import choose_splits
 
     if not file.is_file():
-        return choose_splits(dataset, facts, made.config())
+        return choose_splits(dataset, facts, TrainConfig())
     previous = read_splits(file)
     names = {case.name for case in dataset.training}
     if previous.names == names:
         return previous
+    if not previous.names & names:
+        raise DatasetError(
+            "splits.json beside the plan must be of the same dataset",
+            received="no case in common",
+            remedy="choose another folder for --out, or remove the file",
+            where=file,
+            code="splits-other",
+        )
     present = {
         case.name: frozenset(fact.label_counts or {}) - {0}
         for case, fact in zip(dataset.training, facts, strict=True)

@@ -49,7 +49,7 @@ def small_classes(cases: Sequence[PatchFacts], labels: Mapping[int, str]) -> lis
     """
     lines = []
     if len(cases) < FEW_CASES:
-        lines.append(f"there are only {len(cases)} training cases, so every class is in few")
+        lines.append(f"training cases: only {len(cases)}, so every class is in few")
     for label_id, name in labels.items():
         if label_id == 0:
             continue
