@@ -168,6 +168,24 @@ def test_incomplete_contour(tmp_path: Path, series: tuple[Volume, list[Dataset]]
     assert info.value.code == "contour-points"
 
 
+def test_no_cut_of_a_structure_set_is_read_as_good(
+    tmp_path: Path, series: tuple[Volume, list[Dataset]]
+) -> None:
+    image, slices = series
+    structures = {"a": [rectangle(image, k, (0.5, 4.5), (1.5, 5.5)) for k in (1, 2)]}
+    structures["b"] = [rectangle(image, 3, (0.5, 4.5), (1.5, 5.5))]
+    path = save(tmp_path / "rs.dcm", make_rtstruct(slices[0], structures))
+    raw, ids = path.read_bytes(), {"a": 1, "b": 2}
+    good = read_dicom_label_map(path, image, ids).array
+    for size in range(700, len(raw)):
+        path.write_bytes(raw[:size])
+        try:
+            labels = read_dicom_label_map(path, image, ids)
+        except SparsegError:
+            continue
+        np.testing.assert_array_equal(labels.array, good, err_msg=f"cut to {size} bytes")
+
+
 def test_overlap(tmp_path: Path, series: tuple[Volume, list[Dataset]]) -> None:
     image, slices = series
     structures = {

@@ -182,6 +182,28 @@ def test_n13_no_bit_flip_of_compressed_data_is_read_as_good(tmp_path: Path, suff
     assert wrong == 0
 
 
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
+def test_n18_changed_headers_give_typed_errors_or_an_image(tmp_path: Path, name: str) -> None:
+    path = saved(tmp_path / name, numbers())
+    raw, rng = path.read_bytes(), np.random.default_rng(7)
+    refused = 0
+    for _ in range(400):
+        changed_bytes = bytearray(raw)
+        for position in rng.integers(0, 330, rng.integers(1, 4)).tolist():
+            changed_bytes[position] = int(rng.choice(list(b"0123456789-.e() \n=:,\x00\xff")))
+        path.write_bytes(changed_bytes)
+        try:
+            volume = read_volume(path)
+        except SparsegError as error:
+            assert error.code
+            assert error.remedy
+            refused += 1
+        else:
+            assert np.isfinite(volume.array).all()
+            assert volume.array.size == numbers().size
+    assert 100 < refused < 400
+
+
 REFUSED: list[tuple[str, list[tuple[str, str]], str]] = [
     ("a.nrrd", [("space: left-posterior-superior", "space dimension: 3")], "itk-no-orientation"),
     ("a.nrrd", [("space: left-posterior-superior", "space: scanner-xyz")], "itk-no-orientation"),

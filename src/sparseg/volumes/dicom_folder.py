@@ -11,6 +11,7 @@ _START = 132
 _OTHER_SUFFIXES = frozenset(
     {".txt", ".json", ".xml", ".csv", ".tsv", ".md", ".html", ".htm", ".log", ".ini", ".yaml", ".yml"}
     | {".pdf", ".png", ".jpg", ".jpeg", ".gif", ".bmp", ".exe", ".inf", ".db", ".nii", ".gz", ".zip"}
+    | {".nrrd", ".nhdr", ".mha", ".mhd"}
 )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["dicom_label_names", "is_dicom_file", "read_dicom_label_map"]
 
+Found = TypeVar("Found")
 _LOG = logging.getLogger("sparseg")
 # Contours drawn edge to edge share a few voxels; more means that the structures really overlap.
 _MAX_SHARED = 0.05
@@ -37,10 +38,7 @@ def dicom_label_names(path: Path | str) -> tuple[str, ...]:
     if _modality(path) != "SEG":
         return _open(path).names
     # Without the frames, whose pixels would take far longer than the names.
-    segments = _header(path, "SegmentSequence").get("SegmentSequence") or []
-    return tuple(
-        str(item.get("SegmentLabel") or "").strip() for item in segments if item.get("SegmentNumber", 1) != 0
-    )
+    return _looked_up(path, "SegmentSequence", _segment_names)
 
 
 def read_dicom_label_map(path: Path | str, image: Volume, ids: Mapping[str, int]) -> Volume:
@@ -109,7 +107,8 @@ def _require_apart(
         _LOG.info("%s: %s; they go to %s", path, both, names[label_id])
 
 
-def _header(path: Path, keyword: str) -> Dataset:
+def _looked_up(path: Path, keyword: str, look: Callable[[Dataset], Found]) -> Found:
+    """What `look` makes of a file read for one keyword; damage may show only when a value is looked at."""
     import pydicom
 
     from sparseg.volumes.dicom_header import DICOM_FAULTS, unreadable_header
@@ -117,16 +116,18 @@ def _header(path: Path, keyword: str) -> Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path, specific_tags=[keyword], stop_before_pixels=True)
-            # Values are converted when first looked at, which is where damage shows.
-            dataset.get(keyword)
+            return look(pydicom.dcmread(path, specific_tags=[keyword], stop_before_pixels=True))
     except DICOM_FAULTS as error:
         raise unreadable_header(path, error) from error
-    return dataset
+
+
+def _segment_names(dataset: Dataset) -> tuple[str, ...]:
+    segments = [item for item in dataset.get("SegmentSequence") or [] if item.get("SegmentNumber", 1) != 0]
+    return tuple(str(item.get("SegmentLabel") or "").strip() for item in segments)
 
 
 def _modality(path: Path) -> str:
-    return str(_header(path, "Modality").get("Modality") or "")
+    return _looked_up(path, "Modality", lambda dataset: str(dataset.get("Modality") or ""))
 
 
 def _open(path: Path) -> StructureSet | SegmentationFile:

@@ -58,6 +58,7 @@ def read_structure_set(path: Path) -> StructureSet:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(path, specific_tags=_KEYWORDS)
+            _require_complete(dataset, path)
             # Keyed by number: the two sequences need not have the same order.
             sequence = dataset.get("ROIContourSequence") or []
             rois = {int(item.ReferencedROINumber): item for item in sequence}
@@ -70,6 +71,24 @@ def read_structure_set(path: Path) -> StructureSet:
     except DICOM_FAULTS as error:
         raise unreadable_header(path, error) from error
     return StructureSet(path, tuple(name for name, _ in found), tuple(contours for _, contours in found))
+
+
+def _require_complete(dataset: Dataset, path: Path) -> None:
+    """Refuse a sequence that ends early: pydicom takes one cut between two contours for a shorter one."""
+    for keyword in _KEYWORDS:
+        raw = dataset.get_item(keyword) if keyword in dataset else None
+        if (
+            isinstance(raw, RawDataElement)
+            and raw.value is not None
+            and len(raw.value) < raw.length < 2**32 - 1
+        ):
+            raise VolumeError(
+                "the file must hold all the bytes its header declares",
+                received=f"{raw.length - len(raw.value)} bytes too few",
+                remedy="it is cut short: copy or export it again",
+                where=path,
+                code="dicom-header",
+            )
 
 
 def _closed_contours(roi: Dataset, path: Path) -> tuple[np.ndarray, ...]:
