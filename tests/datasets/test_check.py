@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sparseg.datasets import inspect
 from sparseg.datasets.check import check_dataset
 from sparseg.datasets.dataset import Case, Dataset
 from sparseg.datasets.findings import Finding
@@ -204,6 +205,26 @@ class TestResult:
         dataset = Dataset("none", ("CT",), {}, (), (), tmp_path)
         result = check_dataset(dataset, memory=tmp_path)
         assert [(f.code, f.severity) for f in result.findings] == [("dataset-empty", "error")]
+
+    def test_a_folder_that_cannot_be_listed_is_a_finding(self, toy, tmp_path, monkeypatch):
+        root, _ = toy
+        real = inspect.load_case
+
+        def load(case, dataset):
+            if case.name == "b":
+                raise PermissionError(13, "Permission denied", str(root / "imagesTr/b.nii.gz"))
+            return real(case, dataset)
+
+        monkeypatch.setattr(inspect, "load_case", load)
+        result = check_dataset(read_dataset(root), workers=1, memory=tmp_path / "memory")
+        errors = [(f.case, f.code, f.file) for f in result.findings if f.severity == "error"]
+        assert errors == [("b", "file-unreadable", "imagesTr/b.nii.gz")]
+
+    def test_memory_that_cannot_be_written_is_done_without(self, toy, tmp_path):
+        root, _ = toy
+        (tmp_path / "memory").write_text("a file where the folder should be")
+        result = check_dataset(read_dataset(root), workers=1, memory=tmp_path / "memory")
+        assert result.counts["usable"] == 3
 
     def test_what_is_remembered_holds_no_names(self, toy, tmp_path):
         root, _ = toy

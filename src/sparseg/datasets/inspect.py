@@ -30,8 +30,27 @@ class CaseReport:
 def inspect_case(case: Case, dataset: Dataset) -> CaseReport:
     """Read a case as training would, and measure it; where that fails, say all that is wrong with it."""
     try:
+        return _inspect(case, dataset)
+    except OSError as error:
+        return CaseReport(case.name, None, (_unreadable(error, case),))
+
+
+def _inspect(case: Case, dataset: Dataset) -> CaseReport:
+    try:
         image, labels = load_case(case, dataset)
     except SparsegError as error:
         found = diagnose(case, dataset) or (finding_of(error, case=case.name),)
         return CaseReport(case.name, None, found)
     return CaseReport(case.name, measure(image, labels))
+
+
+def _unreadable(error: OSError, case: Case) -> Finding:
+    """A folder that may not be listed, a disk that fails: what the readers have no error of their own for."""
+    return Finding(
+        "file-unreadable",
+        "error",
+        f"every file must be readable; received {error.strerror or type(error).__name__}",
+        "check the permissions of the file and its folder, and the disk",
+        case.name,
+        str(error.filename or case.image),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from sparseg.datasets.facts import CaseFacts
 from sparseg.datasets.inspect import CaseReport, inspect_case
 from sparseg.datasets.parallel import map_items
 from sparseg.datasets.sample_archive import default_cache
-from sparseg.errors import DatasetError
+from sparseg.errors import DatasetError, VolumeError
 from sparseg.volumes.atomic import write_bytes_atomically
 from sparseg.volumes.io import source_files
 
@@ -106,9 +107,10 @@ def _inspect_and_remember(item: tuple[Case, str], *, dataset: Dataset, folder: P
     report = inspect_case(case, dataset)
     # A case with findings is read again next time: its findings name files, which must not be kept.
     if key and report.facts is not None and not report.findings:
-        path = folder / f"{key}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomically(path, json.dumps(report.facts.to_json()).encode())
+        # Memory only saves time: a read-only home or a full disk must not stop anyone from checking.
+        with suppress(OSError, VolumeError):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_bytes_atomically(folder / f"{key}.json", json.dumps(report.facts.to_json()).encode())
     return report
 
 
@@ -122,13 +124,13 @@ def _recall(folder: Path, key: str) -> CaseFacts | None:
 def _memory_key(case: Case, dataset: Dataset) -> str:
     """Hash of what the facts depend on, by the stamps of the files; empty if a file is not there."""
     stamps = []
-    for path in (*case.images, *case.label_files):
-        for member in source_files(path):
-            try:
+    try:
+        for path in (*case.images, *case.label_files):
+            for member in source_files(path):
                 status = member.stat()
-            except OSError:
-                return ""
-            stamps.append((str(member.absolute()), status.st_size, status.st_mtime_ns, status.st_ino))
+                stamps.append((str(member.absolute()), status.st_size, status.st_mtime_ns, status.st_ino))
+    except OSError:
+        return ""
     masks = [name for name, _ in case.masks]
     text = repr((_VERSION, stamps, case.series_uid, masks, dataset.labels, dataset.channels))
     return hashlib.sha256(text.encode()).hexdigest()
