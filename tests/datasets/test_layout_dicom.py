@@ -14,6 +14,8 @@ from sparseg.datasets.dataset import Dataset
 from sparseg.datasets.declaration import Declaration
 from sparseg.datasets.layouts import dicom
 from sparseg.datasets.load import load_case
+from sparseg.datasets.read import read_dataset
+from sparseg.datasets.survey import survey
 from sparseg.errors import LabelError
 from volumes.dicom_label_files import make_rtstruct, make_seg, make_series, save
 
@@ -80,6 +82,18 @@ def test_patients_become_cases_with_labels(tmp_path: Path) -> None:
         assert labels is not None
         np.testing.assert_array_equal(labels.array, expected)
         np.testing.assert_array_equal(labels.affine, image.affine)
+
+
+def test_survey_of_a_dataset_found_by_its_folder(tmp_path: Path) -> None:
+    patient(tmp_path / "set", 1)
+    patient(tmp_path / "set", 2, label="seg")
+    dataset = read_dataset(tmp_path / "set")
+    assert dataset.layout == "DICOM"
+    first, second = survey(dataset, memory=tmp_path / "memory")
+    assert first.findings == second.findings == ()
+    assert first.facts is not None
+    assert first.facts == second.facts
+    assert first.facts.label_counts == {0: COLUMNS * ROWS * SLICES - 30, 1: 12, 2: 18}
 
 
 def test_declared_labels_choose_structures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
