@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +97,18 @@ def test_a_pickled_case_reads_the_same(toy, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.image[...], values)
     assert again == cached
     assert len(pickle.dumps(cached)) < 20_000
+
+
+def test_threads_read_side_by_side(toy, tmp_path: Path) -> None:
+    image = build(toy, tmp_path)[0].image
+    whole = image[...]
+
+    def read(start: int) -> bool:
+        box = (slice(None), slice(start, start + 6), slice(start, None))
+        return all(np.array_equal(image[box], whole[box]) for _ in range(20))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(8)))
 
 
 def test_nothing_in_the_cache_names_a_case_or_folder(toy, tmp_path: Path) -> None:
