@@ -18,6 +18,8 @@ from sparseg.datasets.fingerprint import make_fingerprint
 from sparseg.errors import ConfigError, DatasetError
 from sparseg.models.config import SegmenterConfig
 from sparseg.models.presets import preset
+from sparseg.planning import device
+from sparseg.planning.device import choose_num_workers, choose_precision
 from sparseg.planning.estimates import count_windows, disk_bytes, duration_text, token_counts
 from sparseg.planning.plan import Plan, make_plan
 from sparseg.planning.text import comment, is_unedited, seal
@@ -48,6 +50,8 @@ def test_settings(dataset: Dataset) -> None:
         "augment": {"flip": [0.2, 0.2, 0.2]},
         "max_steps": 750,
         "validate_every": 50,
+        "precision": "fp32",
+        "num_workers": 0,
         "seed": 3,
     }
 
@@ -191,3 +195,20 @@ def test_names_with_line_ends_stay_in_their_comment() -> None:
     assert len(lines) > 1
     assert all(line.startswith("# ") for line in lines)
     assert yaml.safe_load("\n".join(lines)) is None
+
+
+def test_the_papers_presets_keep_their_settings(dataset: Dataset) -> None:
+    plan = plan_of(dataset, preset="btcv")
+    assert plan.settings["model"] == {"patch_size": [8, 8, 8], "roi_size": [96, 96, 96]}
+    assert plan.explanations["model.roi_size"].endswith("as published")
+
+
+def test_use_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (choose_precision("cpu").value, choose_num_workers("cpu").value) == ("fp32", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(device, "default_workers", lambda: 16)
+    assert (choose_precision("cuda").value, choose_num_workers("cuda:0").value) == ("bf16", 8)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(device, "default_workers", lambda: 3)
+    assert (choose_precision("cuda").value, choose_num_workers("cuda").value) == ("fp32", 2)

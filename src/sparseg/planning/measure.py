@@ -17,7 +17,13 @@ NUM_STEPS = 2
 
 
 def seconds_per_step(
-    config: SegmenterConfig, batch_size: int, *, regions: bool, device: str, seed: int = 0
+    config: SegmenterConfig,
+    batch_size: int,
+    *,
+    regions: bool,
+    device: str,
+    precision: str = "fp32",
+    seed: int = 0,
 ) -> float | None:
     """Do one training step to warm up and two on the clock, on random numbers; return the median in seconds.
 
@@ -30,18 +36,21 @@ def seconds_per_step(
         batch_size: Crops per step.
         regions: Whether the outputs are overlapping regions.
         device: Where it runs.
+        precision: "fp32", or "bf16" for mixed precision.
         seed: Of weights and crops.
     """
     place = torch.device(device)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
         try:
-            return median(_time_steps(config, batch_size, regions, place)[1:])
+            return median(_time_steps(config, batch_size, regions, place, precision)[1:])
         except torch.OutOfMemoryError:
             return None
 
 
-def _time_steps(config: SegmenterConfig, batch_size: int, regions: bool, place: torch.device) -> list[float]:
+def _time_steps(
+    config: SegmenterConfig, batch_size: int, regions: bool, place: torch.device, precision: str
+) -> list[float]:
     net = segmenter_from_config(config).to(place).train()
     optimizer = make_optimizer(net, OptimizerConfig(), config.depth, config.pruning_stages)
     loss_of = make_loss(regions=regions)
@@ -53,7 +62,8 @@ def _time_steps(config: SegmenterConfig, batch_size: int, regions: bool, place: 
     seconds = []
     for _ in range(1 + NUM_STEPS):
         started = time.perf_counter()
-        loss = loss_of(net(image), target)
+        with torch.autocast(place.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss = loss_of(net(image), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

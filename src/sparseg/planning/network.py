@@ -10,11 +10,14 @@ from typing import Any
 from sparseg.config import parse_config
 from sparseg.models.config import SegmenterConfig
 from sparseg.models.presets import preset as find_preset
+from sparseg.planning.choice import Choice
 from sparseg.planning.grid import choose_roi
 from sparseg.planning.memory import size_text
 from sparseg.shapes import Triple
 
 CANDIDATES = ("vit_tiny_p8", "vit_small_p8", "vit_base_p8")
+# The paper's settings: whoever asks for them means these patches, windows and keep ratios.
+AS_PUBLISHED = ("btcv", "brats")
 DEFAULT_BATCH, MAX_BATCH = 2, 8
 # Shares of the preset's patches per axis that are tried, largest first.
 _ROI_SHARES = (1.0, 2 / 3, 1 / 2, 1 / 3)
@@ -84,8 +87,9 @@ def choose_network(
     """
     on_gpu = device.startswith("cuda")
     names = (preset,) if preset else (CANDIDATES[::-1] if on_gpu else CANDIDATES[:1])
-    for share, batch, name in product(_ROI_SHARES, (DEFAULT_BATCH, 1), names):
-        roi = choose_roi(shapes, patch, max(1, round(share * max(base_config(name).grid))))
+    shares = (1.0,) if preset in AS_PUBLISHED else _ROI_SHARES
+    for share, batch, name in product(shares, (DEFAULT_BATCH, 1), names):
+        roi = _choose_window(name, shapes, patch, share)
         values = {**find_preset(name), **settings, "patch_size": patch, "roi_size": roi.value}
         config = parse_config(SegmenterConfig, values, where=name)
         needed = cost(config, batch)
@@ -106,6 +110,14 @@ def choose_network(
         roi.why + shrunk,
         _why_batch(first, batch, needed, limit, fits=fits),
     )
+
+
+def _choose_window(name: str, shapes: Sequence[Triple], patch: Triple, share: float) -> Choice[Triple]:
+    """The window of a preset of the paper as it is, any other by the volumes."""
+    base = base_config(name)
+    if name in AS_PUBLISHED:
+        return Choice(base.roi_size, "as published")
+    return choose_roi(shapes, patch, max(1, round(share * max(base.grid))))
 
 
 def _why_preset(wanted: str | None, *, on_gpu: bool) -> str:

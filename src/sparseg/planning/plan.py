@@ -14,13 +14,14 @@ from sparseg.datasets.facts import CaseFacts
 from sparseg.datasets.fingerprint import Fingerprint, make_fingerprint
 from sparseg.errors import DatasetError
 from sparseg.planning.choice import Choice
+from sparseg.planning.device import choose_precision
 from sparseg.planning.estimates import Estimates, make_estimates
 from sparseg.planning.grid import choose_patch, prepared_shape, target_spacing
 from sparseg.planning.intensity import choose_intensity
 from sparseg.planning.keep import choose_keep_ratio, small_classes
 from sparseg.planning.measure import seconds_per_step
 from sparseg.planning.memory import training_bytes, usable_bytes
-from sparseg.planning.network import CANDIDATES, Network, base_config, choose_network
+from sparseg.planning.network import AS_PUBLISHED, CANDIDATES, Network, base_config, choose_network
 from sparseg.planning.patches import measure_patches
 from sparseg.planning.settings import course_entries, nest, network_entries, preprocess_entries
 from sparseg.planning.text import listing, seal, settings_lines
@@ -81,7 +82,8 @@ def make_plan(
         dataset: With labels (`survey.with_found_labels` finds undeclared ones).
         facts: One record per case of `dataset.training`, in that order.
         device: "cpu" or "cuda": decides size and batch, and is where steps are timed.
-        preset: Named model; None chooses by memory.
+        preset: Named model, planned around; the paper's own keep their patch, window and keep ratio. None
+            chooses by memory.
         measure: Whether to time training steps.
         seed: Seed of the run.
         usable: Bytes of memory to plan for; None asks the device.
@@ -99,12 +101,18 @@ def make_plan(
     spacing = target_spacing(fingerprint)
     intensity = choose_intensity(dataset.channels, fingerprint.channels)
     preprocess = PreprocessConfig(spacing=spacing.value, intensity=intensity.value)
-    patch = choose_patch(spacing.value, max(base.patch_size))
+    published = preset in AS_PUBLISHED
+    patch = (
+        Choice(base.patch_size, "as published")
+        if published
+        else choose_patch(spacing.value, max(base.patch_size))
+    )
     shapes = [prepared_shape(case, preprocess) for case in facts]
     patches = measure_patches(
         dataset, dataset.training, facts, preprocess, patch.value, workers=workers, on_case=on_case
     )
-    keep = choose_keep_ratio(patches, len(base.pruning_stages)) if base.pruning_stages else None
+    prunes = base.pruning_stages and not published
+    keep = choose_keep_ratio(patches, len(base.pruning_stages)) if prunes else None
     network = choose_network(
         shapes,
         patch.value,
@@ -117,7 +125,7 @@ def make_plan(
     entries = [
         *network_entries(network, patch, keep),
         *preprocess_entries(preprocess, spacing, intensity),
-        *course_entries(dataset, seed),
+        *course_entries(dataset, device, seed),
     ]
     settings = nest(entries)
     timed = measure and network.fits
@@ -166,7 +174,12 @@ def _overrides(dataset: Dataset, keep: Choice[float] | None) -> dict[str, Any]:
 
 def _time_step(network: Network, dataset: Dataset, device: str, seed: int) -> float | None:
     return seconds_per_step(
-        network.config, network.batch_size, regions=bool(dataset.regions), device=device, seed=seed
+        network.config,
+        network.batch_size,
+        regions=bool(dataset.regions),
+        device=device,
+        precision=choose_precision(device).value,
+        seed=seed,
     )
 
 

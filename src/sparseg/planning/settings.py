@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sparseg.datasets.dataset import Dataset
 from sparseg.datasets.fingerprint import Numbers
 from sparseg.planning.choice import Choice
+from sparseg.planning.device import choose_num_workers, choose_precision
 from sparseg.planning.network import Network
 from sparseg.planning.schedule import choose_flips, choose_max_steps, choose_validate_every
 from sparseg.preprocessing.config import CTIntensity, MRIntensity, PreprocessConfig
@@ -56,8 +57,9 @@ def preprocess_entries(
     return entries
 
 
-def course_entries(dataset: Dataset, seed: int) -> list[Entry]:
-    """Augmentation, length of the run and seed."""
+def course_entries(dataset: Dataset, device: str, seed: int) -> list[Entry]:
+    """Augmentation, length of the run, use of the device, and seed."""
+    precision, workers = choose_precision(device), choose_num_workers(device)
     flips = choose_flips([*dataset.labels.values(), *dataset.regions])
     steps = choose_max_steps(len(dataset.training))
     every = choose_validate_every(steps.value)
@@ -66,6 +68,8 @@ def course_entries(dataset: Dataset, seed: int) -> list[Entry]:
         Entry("augment.flip", list(flips.value), f"probability of mirroring per axis: {flips.why}"),
         Entry("max_steps", steps.value, f"optimiser steps: {steps.why}"),
         Entry("validate_every", every.value, f"steps between validations: {every.why}"),
+        Entry("precision", precision.value, precision.why),
+        Entry("num_workers", workers.value, f"processes that cut and augment crops: {workers.why}"),
         Entry("seed", seed, "fixes first weights, crops and noise"),
     ]
 
