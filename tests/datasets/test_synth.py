@@ -71,11 +71,11 @@ class TestDeformation:
     @pytest.mark.parametrize("seed", range(3))
     def test_flow_of_the_negative_velocity_is_the_inverse(self, seed):
         rng = np.random.default_rng(seed)
-        velocity, step = random_velocity(rng, (90.0, 80.0, 100.0), deviation=4.0, control=40.0)
+        velocity, step = random_velocity(rng, (140.0, 130.0, 150.0), deviation=4.0, control=40.0)
         edges = step.reshape(3, 1, 1, 1)
         there, back = integrate(velocity), integrate(-velocity)
         # Near the border the way leads out of the field.
-        inner = (slice(None), *(slice(5, -5),) * 3)
+        inner = (slice(None), *(slice(8, -8),) * 3)
         assert np.abs(there * edges)[inner].max() > 2.5
         assert np.abs(compose(back, there) * edges)[inner].max() < 0.4
 
@@ -94,8 +94,8 @@ class TestDeformation:
     def test_velocity_has_the_wanted_strength(self):
         rng = np.random.default_rng(1)
         velocity, step = random_velocity(rng, (400.0, 400.0, 400.0), deviation=5.0, control=40.0)
-        # In mm, at the control points (every tenth node).
-        at_controls = velocity[:, ::10, ::10, ::10] * step.reshape(3, 1, 1, 1)
+        # In mm, at the control points (every eighth node).
+        at_controls = velocity[:, ::8, ::8, ::8] * step.reshape(3, 1, 1, 1)
         assert at_controls.std() == pytest.approx(5.0, rel=0.1)
 
     def test_min_jacobian_sees_a_fold(self):

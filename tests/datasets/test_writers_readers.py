@@ -45,6 +45,7 @@ def test_content_survives_every_layout(layout, ending, tmp_path):
     )
     dataset = read_dataset(root)
     assert dataset.labels == LABELS
+    assert (dataset.name, dataset.channels) == ("three", ("CT",))
     assert len(dataset.training) == 3
     assert dataset.test == ()
     assert len({case.patient for case in dataset.training}) == 3

@@ -48,8 +48,8 @@ def write(root: Path, cases: Iterable[WrittenCase], header: Header) -> None:
         write_text(root / _LABELS / "dseg.tsv", "\n".join(["index\tname", *rows]))
     subjects = sorted({f"sub-{_plain(entry.subject)}" for entry in entries})
     write_text(root / "participants.tsv", "\n".join(["participant_id", *subjects]))
-    if header.regions:
-        write_declaration(root, header, channels=False)
+    # BIDS readers take the folder's name for the title; labels are in dseg.tsv, regions nowhere.
+    write_declaration(root, header, labels=bool(header.regions))
     # What BIDS does not know; its validator leaves out what is listed.
     write_text(root / ".bidsignore", f"{FILE}\n*_ct.nii.gz\nsynth.json")
     write_readme(root, header, "README")

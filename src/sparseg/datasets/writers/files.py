@@ -107,11 +107,9 @@ def write_text(path: Path, text: str) -> None:
     path.write_bytes((text.rstrip("\n") + "\n").encode())
 
 
-def write_declaration(root: Path, header: Header, *, channels: bool = True, labels: bool = True) -> None:
+def write_declaration(root: Path, header: Header, *, labels: bool = True) -> None:
     """Write `sparseg.yaml`, for what a layout itself has no words for."""
-    content: dict[str, Any] = {"name": header.name}
-    if channels:
-        content["channels"] = list(header.channels)
+    content: dict[str, Any] = {"name": header.name, "channels": list(header.channels)}
     if labels:
         content["labels"] = dict(header.labels)
         if header.regions:
