@@ -300,4 +300,8 @@ class TestDataset:
         )
         assert done == ["synthetic_0001", "synthetic_0002"]
         assert (folder / "synth.json").is_file()
+        dataset = read_dataset(folder)
+        assert dataset.name.startswith("synthetic")
+        assert (len(dataset.training), dataset.channels) == (2, ("MR",))
+        assert dataset.labels == {0: "background", 1: "label 1", 2: "label 2", 3: "label 3"}
         assert b"synthetic" in (folder / ("README" if layout == "bids" else "README.txt")).read_bytes()
