@@ -189,6 +189,7 @@ class TestInfo:
         assert (outcome.code, outcome.err) == (0, "")
         assert pairs(outcome.out) == {
             "dataset": "toy phantoms",
+            "layout": "Medical Segmentation Decathlon",
             "channels": "CT",
             "labels": "0 background, 1 liver, 2 tumor",
             "regions": "none",
@@ -222,7 +223,7 @@ class TestInfo:
 
     def test_broken_dataset(self, sparseg, toy):
         (toy / "imagesTs" / "b.nii.gz").unlink()
-        sparseg("info", toy).refused(toy, "1 of 5 missing", "imagesTs/b.nii.gz")
+        sparseg("info", toy).refused(toy / "imagesTs/b.nii.gz", "listed is missing")
 
 
 def test_sample_fetch_writes_where_it_is_told(sparseg, toy, tmp_path, monkeypatch):
@@ -250,3 +251,15 @@ def test_unknown_commands_and_samples(sparseg, tmp_path):
     sparseg("predict").refused("INPUTS", "sparseg predict --help")
     sparseg("info").refused("PATH")
     assert not (tmp_path / "x").exists()
+
+
+def test_the_cache_is_shown_and_cleared(sparseg, toy, tmp_path):
+    folder = tmp_path / "cache"
+    run = ("train", toy, "--out", tmp_path / "run", "--preset", "test_tiny", "--max-steps", "1")
+    assert sparseg(*run, "--set", "batch_size=1", "--cache", folder).code == 0
+    stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    shown = pairs(sparseg("cache", "show", "--cache", folder).out)
+    assert shown == {"cache": str(folder), "holds": f"1 cases, {stored / 1e6:.1f} MB"}
+    assert pairs(sparseg("cache", "clear", "--cache", folder).out)["freed"] == shown["holds"]
+    assert not any(path.is_file() for path in folder.rglob("*"))
+    assert pairs(sparseg("cache", "show", "--cache", folder).out)["holds"] == "0 cases, 0.0 MB"

@@ -212,7 +212,7 @@ def empty_folder(path):
 
 
 def unknown_kind(path):
-    target = path.with_name("bad.nrrd")
+    target = path.with_name("bad.xyz")
     target.write_bytes(b"NRRD0004\n")
     return target
 
@@ -224,7 +224,7 @@ BAD = {
     "channel count": (two_channels, ["the model takes 1 channel(s): CT", "received 2"]),
     "HTML": (html, ["received an HTML", "download the file itself"]),
     "empty folder": (empty_folder, ["received none of them", "give image files"]),
-    "unknown kind": (unknown_kind, ["received a file ending in .nrrd", "convert it to .nii.gz"]),
+    "unknown kind": (unknown_kind, ["received a file ending in .xyz", "convert it to .nii.gz"]),
 }
 
 

@@ -93,6 +93,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--set": (),
         "--workers": None,
     },
+    "cache show": {"--cache": None},
+    "cache clear": {"--cache": None},
     "bench model": {
         "--preset": "btcv",
         "--json": None,

@@ -40,10 +40,10 @@ def evaluate(
 
 
 def _names(folder: Path) -> dict[int, str]:
-    if (folder / "dataset.json").is_file():
-        from sparseg.datasets.read import read_dataset
+    if any((folder / name).is_file() for name in ("model.json", "best/model.json", "last/model.json")):
+        from sparseg.checkpoints.folder import read_card
 
-        return read_dataset(folder).labels
-    from sparseg.checkpoints.folder import read_card
+        return read_card(folder).labels
+    from sparseg.datasets.read import read_dataset
 
-    return read_card(folder).labels
+    return read_dataset(folder).labels

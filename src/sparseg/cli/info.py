@@ -33,19 +33,22 @@ def info(
     series_uid
         SeriesInstanceUID of the series to take from a DICOM folder that holds several.
     """
+    from sparseg.datasets.read import is_dataset
     from sparseg.errors import InputError
     from sparseg.predict.reading import ReadOptions
     from sparseg.volumes.dicom_folder import is_dicom_folder
+    from sparseg.volumes.io import SUFFIXES
 
-    if (path / "dataset.json").is_file():
-        return _dataset(path)
     if any((path / name).is_file() for name in ("model.json", "best/model.json", "last/model.json")):
         return _model(path)
-    if path.is_dir() and not is_dicom_folder(path):
+    is_image = path.name.lower().endswith(SUFFIXES) or is_dicom_folder(path)
+    if path.exists() and not is_image and is_dataset(path):
+        return _dataset(path)
+    if path.is_dir() and not is_image:
         raise InputError(
-            "a folder must hold dataset.json, a trained model, or one DICOM series",
+            "a folder must hold a dataset, a trained model, or one DICOM series",
             received="none of them",
-            remedy="name the image file, or the folder of the series",
+            remedy="name the image file or the series; docs/how-to/datasets.md has the layouts of datasets",
             where=path,
         )
     return _image(path, ReadOptions(affine, assume_orientation, nonfinite, series_uid))
@@ -84,12 +87,14 @@ def _dataset(path: Path) -> int:
     from sparseg.datasets.read import read_dataset
 
     dataset = read_dataset(path)
-    labelled = sum(case.label is not None for case in dataset.test)
+    labelled = sum(case.labelled for case in dataset.test)
     print_pairs(
         {
             "dataset": dataset.name,
+            "layout": dataset.layout,
             "channels": ", ".join(dataset.channels),
-            "labels": ", ".join(f"{number} {name}" for number, name in dataset.labels.items()),
+            "labels": ", ".join(f"{number} {name}" for number, name in dataset.labels.items())
+            or "not declared; training takes the ids of the label files",
             "regions": ", ".join(f"{name} {list(ids)}" for name, ids in dataset.regions.items()) or "none",
             "training cases": len(dataset.training),
             "test cases": f"{len(dataset.test)} ({labelled} with labels)",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import cyclopts
 
 from sparseg import __version__
-from sparseg.cli import bench, check, evaluate, info, plan, predict, sample, synth, train
+from sparseg.cli import bench, cache, check, evaluate, info, plan, predict, sample, synth, train
 from sparseg.cli.output import print_error
 from sparseg.errors import InputError, SparsegError
 
@@ -23,15 +23,19 @@ app = cyclopts.App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `run` says what became of the files
 )
-app.command(plan.plan)
-app.command(train.train)
-app.command(predict.predict)
-app.command(evaluate.evaluate)
-app.command(info.info)
-app.command(check.check)
-app.command(sample.app)
-app.command(synth.synth)
-app.command(bench.app)
+for command in (
+    info.info,
+    check.check,
+    plan.plan,
+    train.train,
+    predict.predict,
+    evaluate.evaluate,
+    synth.synth,
+    sample.app,
+    cache.app,
+    bench.app,
+):
+    app.command(command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

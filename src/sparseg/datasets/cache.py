@@ -43,6 +43,7 @@ from sparseg.datasets.dataset import Case, Dataset
 from sparseg.datasets.facts import CaseFacts, content_key_of
 from sparseg.datasets.load import load_case
 from sparseg.datasets.parallel import default_workers, map_items
+from sparseg.datasets.sample_archive import default_cache
 from sparseg.errors import DatasetError
 from sparseg.preprocessing.config import CTIntensity, PreprocessConfig
 from sparseg.preprocessing.pipeline import SAME_SPACING, prepare
@@ -57,6 +58,7 @@ __all__ = [
     "case_key",
     "class_ids",
     "clear_cache",
+    "default_folder",
     "estimate_bytes",
 ]
 
@@ -72,6 +74,11 @@ class _Order(NamedTuple):
     case: Case
     facts: CaseFacts
     key: str
+
+
+def default_folder() -> Path:
+    """Return `cases` in the user's cache folder."""
+    return default_cache() / "cases"
 
 
 def class_ids(dataset: Dataset) -> tuple[int, ...]:

@@ -94,6 +94,15 @@ def _read(root: Path, declaration: Declaration) -> Dataset:
     return layout.read(root, declaration)
 
 
+def is_dataset(path: Path) -> bool:
+    """Tell whether a folder or file has a known layout.
+
+    Raises:
+        DatasetError: it has a description that cannot be read.
+    """
+    return _layout_of(path) is not None
+
+
 def _layout_of(path: Path) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.recognise(path)), None)
 
@@ -101,14 +110,14 @@ def _layout_of(path: Path) -> Layout | None:
 def _remedy(root: Path) -> str:
     """Name the subfolder that is a dataset, for a path one folder too high."""
     candidates = subfolders(root) if root.is_dir() else []
-    inside = [folder.name for folder in candidates[:_MAX_SUBFOLDERS] if _is_dataset(folder)]
+    inside = [folder.name for folder in candidates[:_MAX_SUBFOLDERS] if _seems_dataset(folder)]
     if inside:
         return f"give the folder {' or '.join(inside)} inside it"
     return "see docs/how-to/datasets.md for the layouts; name the folder that holds the cases"
 
 
-def _is_dataset(folder: Path) -> bool:
+def _seems_dataset(folder: Path) -> bool:
     try:
-        return _layout_of(folder) is not None
+        return is_dataset(folder)
     except (DatasetError, OSError):
         return False

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sparseg.datasets.cache import CachedCase, build_cache
+from sparseg.datasets.cache import CachedCase, build_cache, default_folder
 from sparseg.datasets.dataset import Case, Dataset
 from sparseg.datasets.duplicates import require_no_leak
 from sparseg.datasets.facts import CaseFacts
 from sparseg.datasets.read import read_dataset
-from sparseg.datasets.sample_archive import default_cache
 from sparseg.datasets.splits import Splits, find_splits, make_folds, read_splits
 from sparseg.datasets.survey import require_usable, survey, with_found_labels
 from sparseg.errors import ConfigError, DatasetError
@@ -117,7 +116,7 @@ def load_training_data(
         facts,
         preprocess,
         cases=dataset.training,
-        folder=default_cache() / "cases" if cache is None else cache,
+        folder=default_folder() if cache is None else cache,
         chunk=chunk,
         on_size=on_size,
         on_case=on_case,
