@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,6 +189,7 @@ def build_cache(
         partial(_build_one, dataset=bare, preprocess=preprocess, ids=ids, folder=folder, chunk=chunk),
         missing,
         workers=workers,
+        bytes_each=max((_building_bytes(order.facts) for order in missing), default=0),
         on_done=lambda number: _report(names[missing[number].key], on_case),
     )
     records.update((order.key, record) for order, record in zip(missing, built, strict=True))
@@ -196,6 +197,11 @@ def build_cache(
         CachedCase(entry_folder(folder, order.key), records[order.key], order.case.name, order.facts)
         for order in orders
     ]
+
+
+def _building_bytes(facts: CaseFacts) -> int:
+    """Memory that preparing a case takes, roughly: several float32 copies of image and labels."""
+    return 24 * prod(facts.shape) * (len(facts.channels) + 1)
 
 
 def _report(names: list[str], on_case: Callable[[str], None]) -> None:

@@ -18,6 +18,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 # Starting workers costs about a second; fewer items than this are done sooner without.
 _MIN_ITEMS = 8
+# Of the free memory; the rest is for what else the machine does meanwhile.
+_MEMORY_SHARE = 0.7
 
 
 def default_workers() -> int:
@@ -25,11 +27,24 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def workers_for(bytes_each: int) -> int:
+    """Processes whose memory fits into what is free now: at least one, at most one per processor.
+
+    Args:
+        bytes_each: Largest memory that one process will take.
+    """
+    import psutil
+
+    fitting = int(_MEMORY_SHARE * psutil.virtual_memory().available / max(1, bytes_each))
+    return max(1, min(default_workers(), fitting))
+
+
 def map_items(
     function: Callable[[Item], Result],
     items: Sequence[Item],
     *,
     workers: int | None = None,
+    bytes_each: int = 0,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> list[Result]:
     """Return `[function(item) for item in items]`.
@@ -37,13 +52,15 @@ def map_items(
     Args:
         function: Module-level function (or `functools.partial` of one); what it raises is raised here.
         items: Arguments; must be picklable, as must the results.
-        workers: Processes; None takes all processors. Up to one, or with few items, nothing is started.
+        workers: Processes; None takes all processors, or as many as fit the memory. Up to one, or with few
+            items, nothing is started.
+        bytes_each: Largest memory that one item takes, as far as it is known.
         on_done: Called with an item's index when its result is there, in order of completion.
 
     Raises:
         DatasetError: a worker process died, which is nearly always lack of memory.
     """
-    count = min(default_workers() if workers is None else workers, len(items))
+    count = min(workers_for(bytes_each) if workers is None else workers, len(items))
     if count <= 1 or (workers is None and len(items) < _MIN_ITEMS):
         results = []
         for index, item in enumerate(items):

@@ -20,6 +20,7 @@ from sparseg.datasets.findings import Finding
 from sparseg.datasets.inspect import CaseReport
 from sparseg.datasets.parallel import map_items
 from sparseg.datasets.repair_write import Built, Job, build_case
+from sparseg.datasets.survey import reading_bytes
 from sparseg.errors import DatasetError
 from sparseg.volumes.atomic import write_bytes_atomically
 from sparseg.volumes.io import case_name
@@ -114,6 +115,7 @@ def repair_dataset(
             partial(build_case, dataset=bare, folder=part),
             jobs,
             workers=workers,
+            bytes_each=max((2 * reading_bytes(job.case) for job in jobs), default=0),
             on_done=lambda index: on_case(jobs[index].case.name),
         )
         pairs = list(zip(jobs, built, strict=True))
