@@ -20,6 +20,8 @@ def main() -> None:
     began = time.monotonic()
     OUT.mkdir(exist_ok=True)
     sparseg("sample", "fetch", "ct", "--to", DATASET)
+    sparseg("check", DATASET, "--out", OUT / "check")
+    sparseg("plan", DATASET, "--out", OUT / "plan.yaml", "--no-measure", "--force")
     sparseg("info", MODEL)
     sparseg("predict", DATASET / "imagesTs" / "ct_c", "--model", MODEL, "--out", PREDICTIONS)
     metrics = OUT / "metrics.json"
@@ -36,7 +38,8 @@ def main() -> None:
         f"\nDone in {time.monotonic() - began:.0f} s. Look at:\n"
         f"  {PREDICTIONS / 'ct_c.nii.gz'}  labels on the grid of the DICOM series\n"
         f"  {OUT / 'overview.png'}  the same as a picture, beside the reference\n"
-        f"  {metrics}, {OUT / 'bench.json'}, {RUN / 'progress.png'}"
+        f"  {metrics}, {OUT / 'bench.json'}, {RUN / 'progress.png'}\n"
+        f"  {OUT / 'check/check.html'}, {OUT / 'plan.yaml'}  what was found in the dataset, and what it suggests"
     )
 
 
