@@ -39,7 +39,7 @@ def main() -> None:
         f"  {PREDICTIONS / 'ct_c.nii.gz'}  labels on the grid of the DICOM series\n"
         f"  {OUT / 'overview.png'}  the same as a picture, beside the reference\n"
         f"  {metrics}, {OUT / 'bench.json'}, {RUN / 'progress.png'}\n"
-        f"  {OUT / 'check/check.html'}, {OUT / 'plan.yaml'}  what was found in the dataset, and what it suggests"
+        f"  {OUT / 'check/check.html'}, {OUT / 'plan.yaml'}  what the dataset holds and suggests"
     )
 
 

@@ -248,3 +248,21 @@ def test_l5_one_image_on_both_sides_of_the_split(train, dataset, tmp_path):
     words = ("a.nii.gz", "b.nii.gz", "both in training and held out", "remove one")
     assert all(word in line for word in words)
     assert not (tmp_path / "run").exists()
+
+
+def test_t6_bad_cases_are_left_out_by_name_where_that_is_asked_for(train, dataset, tmp_path, caplog):
+    """Row T6: without --skip-bad such a dataset is refused before step 1 (`test_refusals_leave_no_run`)."""
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.copy(dataset / folder / "b.nii.gz", dataset / folder / "c.nii.gz")
+    content = json.loads((dataset / "dataset.json").read_text())
+    content["training"].append({"image": "imagesTr/c.nii.gz", "label": "labelsTr/c.nii.gz"})
+    content["training"].append({"image": "imagesTr/gone.nii.gz", "label": "labelsTr/a.nii.gz"})
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    cut_image(dataset)
+    outcome = train(*TINY, "--skip-bad")
+    assert outcome.code == 0, outcome.err
+    assert "left out b: compressed data must run to its checksum" in caplog.text
+    assert "left out gone: a file that is listed is missing" in caplog.text
+    assert read_card(tmp_path / "run").provenance.num_training_cases == 1
+    splits = json.loads((tmp_path / "run" / "splits.json").read_text())
+    assert sorted(name for fold in splits["folds"] for name in fold["val"]) == ["a", "c"]

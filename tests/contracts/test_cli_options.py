@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--splits": None,
         "--cache": None,
         "--seed": None,
+        "--skip-bad": False,
         "--resume": False,
     },
     "predict": {

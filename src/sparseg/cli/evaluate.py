@@ -39,11 +39,11 @@ def evaluate(
     return 0
 
 
-def _names(folder: Path) -> dict[int, str]:
+def _names(folder: Path) -> dict[int, str] | None:
     if any((folder / name).is_file() for name in ("model.json", "best/model.json", "last/model.json")):
         from sparseg.checkpoints.folder import read_card
 
         return read_card(folder).labels
     from sparseg.datasets.read import read_dataset
 
-    return read_dataset(folder).labels
+    return read_dataset(folder).labels or None

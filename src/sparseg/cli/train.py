@@ -36,6 +36,7 @@ def train(
     splits: Path | None = None,
     cache: Path | None = None,
     seed: int | None = None,
+    skip_bad: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     resume: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
     """Train a segmentation model.
@@ -67,6 +68,8 @@ def train(
         Folder of prepared cases; by default in the user's cache folder.
     seed
         Seed of all random choices.
+    skip_bad
+        Leave out cases that cannot be used, by name, instead of refusing the dataset.
     resume
         Go on with the run in --out, with its settings; only max-steps and max-minutes may change.
     """
@@ -75,13 +78,11 @@ def train(
 
     given = _given(preset=preset, max_steps=max_steps, max_minutes=max_minutes, fold=fold, seed=seed)
     start.require_free(out, resume=resume)
-    if resume:
-        settings = _resumed(out, given, {"config": config, "set": set_, "splits": splits})
-    else:
-        settings = _settings(_load(config), set_, given, where=config)
+    others = {"config": config, "set": set_, "splits": splits}
+    settings = _resumed(out, given, others) if resume else _settings(_load(config), set_, given, where=config)
     with progress_bar() as bar:
         watcher = _Watcher(bar)
-        found, facts = _open(dataset, watcher)
+        found, facts = _open(dataset, watcher, skip_bad)
         notes = {}
         if config is None and not resume:
             plan = _plan(found, facts, preset, set_)
@@ -117,11 +118,11 @@ def _finish(run: Run, stopped_by: int | None, command: str) -> int:
     return 128 + int(stopped_by) if stopped_by in (signal.SIGINT, signal.SIGTERM) else 1
 
 
-def _open(path: Path, watcher: _Watcher) -> tuple[Dataset, list[CaseFacts]]:
+def _open(path: Path, watcher: _Watcher, skip_bad: bool) -> tuple[Dataset, list[CaseFacts]]:
     """The dataset and what its cases measure; says what it was read as."""
     from sparseg.training.data import open_dataset
 
-    dataset, facts = open_dataset(path, on_case=watcher.on_read)
+    dataset, facts = open_dataset(path, skip_bad=skip_bad, on_case=watcher.on_read)
     watcher.say(dataset.describe())
     return dataset, facts
 

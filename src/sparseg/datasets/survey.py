@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +20,7 @@ from sparseg.errors import DatasetError, VolumeError
 from sparseg.volumes.atomic import write_bytes_atomically
 from sparseg.volumes.io import source_files
 
+logger = logging.getLogger("sparseg")
 # Changes whenever the same file would give other facts.
 _VERSION = 2
 
@@ -93,6 +95,33 @@ def with_found_labels(dataset: Dataset, reports: Sequence[CaseReport]) -> Datase
             code="labels-none",
         )
     return replace(dataset, labels={0: "background", **{i: f"label {i}" for i in ids}})
+
+
+def without_bad(dataset: Dataset, reports: Sequence[CaseReport]) -> tuple[Dataset, list[CaseReport]]:
+    """Return the dataset and reports without the training cases that cannot be used; their names are logged.
+
+    Args:
+        dataset: Read with `strict=False`, without test cases.
+        reports: One per training case.
+
+    Raises:
+        DatasetError: no case is left.
+    """
+    pairs = list(zip(dataset.training, reports, strict=True))
+    good = [(case, report) for case, report in pairs if report.facts is not None]
+    faults = [*dataset.problems, *(f for r in reports if r.facts is None for f in r.findings)]
+    for fault in faults:
+        logger.warning("left out %s: %s", fault.case or fault.file, fault.message)
+    if not good:
+        raise DatasetError(
+            "a dataset must hold a case that can be used",
+            received=f"{len(faults)} faults, the first: {faults[0].message}" if faults else "no case",
+            remedy="run sparseg check on the dataset",
+            where=dataset.root,
+            code="dataset-empty",
+        )
+    training = tuple(case for case, _ in good)
+    return replace(dataset, training=training, problems=()), [report for _, report in good]
 
 
 def require_usable(dataset: Dataset, reports: Sequence[CaseReport]) -> list[CaseFacts]:

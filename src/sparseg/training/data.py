@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from sparseg.datasets.cache import CachedCase, build_cache, default_folder
-from sparseg.datasets.dataset import Case, Dataset
+from sparseg.datasets.dataset import Case, Dataset, require_distinct_names
 from sparseg.datasets.duplicates import require_no_leak
 from sparseg.datasets.facts import CaseFacts
 from sparseg.datasets.read import read_dataset
 from sparseg.datasets.splits import Splits, find_splits, make_folds, read_splits
-from sparseg.datasets.survey import require_usable, survey, with_found_labels
+from sparseg.datasets.survey import require_usable, survey, with_found_labels, without_bad
 from sparseg.errors import ConfigError, DatasetError
 from sparseg.preprocessing.config import CTIntensity, MRIntensity, PreprocessConfig
 from sparseg.shapes import Triple
@@ -33,12 +33,17 @@ class TrainingData:
 
 
 def open_dataset(
-    path: Path, *, workers: int | None = None, on_case: Callable[[str], None] = lambda _: None
+    path: Path,
+    *,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    on_case: Callable[[str], None] = lambda _: None,
 ) -> tuple[Dataset, list[CaseFacts]]:
     """Read the training cases of a dataset of any layout and measure them.
 
     Args:
         path: Dataset folder or list.
+        skip_bad: Leave out cases that cannot be used, and log their names, instead of refusing the dataset.
         workers: Processes that read; None takes all processors.
         on_case: Called with a case's name when it was read.
 
@@ -49,7 +54,8 @@ def open_dataset(
         DatasetError: nothing to train on, or a case that cannot be used; nothing is trained on a dataset with
             a bad case.
     """
-    dataset = replace(read_dataset(path), test=())
+    dataset = replace(read_dataset(path, strict=not skip_bad), test=())
+    require_distinct_names(dataset)
     if not dataset.training:
         raise DatasetError(
             "a dataset to train on must have labelled cases",
@@ -58,6 +64,8 @@ def open_dataset(
             remedy="add labels",
         )
     reports = survey(dataset, workers=workers, on_case=on_case)
+    if skip_bad:
+        dataset, reports = without_bad(dataset, reports)
     facts = require_usable(dataset, reports)
     return with_found_labels(dataset, reports), facts
 
