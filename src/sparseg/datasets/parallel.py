@@ -72,9 +72,9 @@ def map_items(
     with ProcessPoolExecutor(count, mp_context=context, initializer=_quiet_worker) as pool:
         try:
             return _collect(pool, function, items, on_done)
-        except BaseException:
+        finally:
+            # All is done, or an error or Ctrl-C makes the rest pointless.
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def stream_items(
