@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,11 @@ import numpy as np
 
 from sparseg.datasets.label_table import require_known_ids
 from sparseg.errors import DatasetError
-from sparseg.metrics.boxes import label_pair
-from sparseg.metrics.overlap import dice_of_masks
-from sparseg.metrics.surface import hd95_of_masks, nsd_of_masks
+from sparseg.metrics.scores import mean_of, score_structures, summary_of
 from sparseg.volumes.atomic import write_bytes_atomically
 from sparseg.volumes.geometry import require_same_grid
 from sparseg.volumes.io import SUFFIXES, case_name, read_labels
 from sparseg.volumes.volume import Volume
-
-METRICS = ("dice", "hd95_mm", "nsd")
-# What a structure absent from both prediction and reference counts in the mean "with empty".
-BOTH_EMPTY = {"dice": 1.0, "nsd": 1.0}
 
 
 def evaluate_folders(
@@ -67,7 +60,7 @@ def evaluate_folders(
         "labels": {str(label_id): name for label_id, name in names.items()},
         "num_cases": len(cases),
         "extra": extra,
-        "mean": _mean_of(classes),
+        "mean": mean_of(classes),
         "classes": classes,
         "cases": cases,
     }
@@ -103,23 +96,9 @@ def score_case(
     pred: Volume, ref: Volume, labels: Mapping[int, str], *, tolerance_mm: float
 ) -> list[dict[str, Any]]:
     """Return one row per class other than 0 for two label maps on one grid."""
-    predicted, reference = label_pair(pred.array[0], ref.array[0])
-    rows = []
-    for label_id, name in labels.items():
-        if label_id == 0:
-            continue
-        masks = predicted == label_id, reference == label_id
-        values = {
-            "dice": dice_of_masks(*masks),
-            "hd95_mm": hd95_of_masks(*masks, ref.spacing),
-            "nsd": nsd_of_masks(*masks, ref.spacing, tolerance_mm=tolerance_mm),
-        }
-        rows.append(
-            {"id": label_id, "name": name}
-            | {key: None if math.isnan(value) else value for key, value in values.items()}
-            | {"num_pred": int(masks[0].sum()), "num_ref": int(masks[1].sum())}
-        )
-    return rows
+    structures = {name: (label_id,) for label_id, name in labels.items() if label_id}
+    rows = score_structures(pred.array[0], ref.array[0], ref.spacing, structures, tolerance_mm=tolerance_mm)
+    return [{"id": structures[row["name"]][0], **row} for row in rows]
 
 
 def summary_table(result: Mapping[str, Any]) -> list[list[str]]:
@@ -176,27 +155,7 @@ def _check_all(pairs: Mapping[str, tuple[Path, Path]], labels: Mapping[int, str]
 
 def _summary_of(label_id: int, name: str, cases: list[dict[str, Any]]) -> dict[str, Any]:
     rows = [row for case in cases for row in case["classes"] if row["id"] == label_id]
-    summary: dict[str, Any] = {"id": label_id, "name": name}
-    for key in METRICS:
-        defined = [row[key] for row in rows if row[key] is not None]
-        summary[key] = _average(defined)
-        summary[f"{key}_count"] = len(defined)
-        if key in BOTH_EMPTY:
-            summary[f"{key}_with_empty"] = _average(
-                [BOTH_EMPTY[key] if row[key] is None else row[key] for row in rows]
-            )
-    return summary
-
-
-def _mean_of(classes: list[dict[str, Any]]) -> dict[str, Any]:
-    keys = [
-        key for metric in METRICS for key in (metric, f"{metric}_with_empty") if key != "hd95_mm_with_empty"
-    ]
-    return {key: _average([row[key] for row in classes if row[key] is not None]) for key in keys}
-
-
-def _average(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+    return {"id": label_id, "name": name, **summary_of(rows)}
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:
