@@ -61,7 +61,7 @@ def test_assembly_undoes_three_prunings_exactly(length: int, training: bool) -> 
     present, groups = full_grid(tokens), []
     for _ in range(3):
         stage = TokenPruning(8).train(training)
-        present, pruned = stage(present, num_keep(present.indices.shape[1], 0.5))
+        present, pruned, _ = stage(present, num_keep(present.indices.shape[1], 0.5))
         groups.append(pruned)
     assert torch.equal(assemble_grid([*groups, present]), tokens)
     # Each image has its own selection; were they equal, the test could not see mixed-up rows.
@@ -70,7 +70,7 @@ def test_assembly_undoes_three_prunings_exactly(length: int, training: bool) -> 
 
 def test_nothing_pruned_gives_an_empty_group() -> None:
     tokens = seeded(4, 2, 6, 8)
-    kept, pruned = TokenPruning(8)(full_grid(tokens), 6)
+    kept, pruned, _ = TokenPruning(8)(full_grid(tokens), 6)
     assert pruned.tokens.shape == (2, 0, 8)
     assert torch.equal(assemble_grid([pruned, kept]), tokens)
 
@@ -86,7 +86,7 @@ def gradient_through(
         norm_eps=1e-6,
     )  # fmt: skip
     norm = nn.LayerNorm(24, eps=1e-6)
-    kept, pruned = stage(full_grid(seeded(6, 2, 27, 24)), 9)
+    kept, pruned, _ = stage(full_grid(seeded(6, 2, 27, 24)), 9)
     assert pruned.gate is not None
     if published_placement:
         pruned = StageTokens(pruned.tokens * pruned.gate.unsqueeze(-1), pruned.indices)
@@ -123,7 +123,7 @@ def test_noise_is_drawn_in_training_only_and_from_the_seed() -> None:
     draws = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        kept, pruned = stage(present, 10)
+        kept, pruned, _ = stage(present, 10)
         draws.append(kept.indices)
         assert torch.equal(assemble_grid([pruned, kept]), present.tokens)
     assert torch.equal(draws[0], draws[1])

@@ -46,6 +46,8 @@ class SegmenterConfig(Config):
         noise_scale: Factor on the Gumbel noise added to scores while training; 0 selects as evaluation does.
         count_rule: `exact` keeps max(1, floor(ratio x n)) in decimal arithmetic; `published` int(n x ratio)
             in floating point.
+        deep_supervision: Further output layers, at decoder level 1 (1) or levels 1 and 2 (2), used in
+            training only.
     """
 
     in_channels: int = Field(default=1, ge=1)
@@ -75,6 +77,7 @@ class SegmenterConfig(Config):
     temperature: float = Field(default=0.5, gt=0)
     noise_scale: float = Field(default=0.0, ge=0)
     count_rule: CountRule = "exact"
+    deep_supervision: int = Field(default=0, ge=0, le=2)
 
     @field_validator("roi_size", "patch_size", mode="before")
     @classmethod

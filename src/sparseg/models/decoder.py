@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparseg.errors import ShapeError
+from sparseg.layers.recompute import run_part
 from sparseg.shapes import Triple
 
 NUM_LEVELS = 4
@@ -111,12 +112,24 @@ class UNETRDecoder(nn.Module):
         embed_dim: Token width E.
         feature_size: Width F of the finest level; levels 1, 2, 3 have 2F, 4F, 8F.
         patch_size: Patch edges (each 1, 2, 4, 8 or 16).
+        deep_supervision: Number of further output layers, at levels 1 and 2.
+
+    Attributes:
+        recompute: Whether the levels' activations are computed again in the backward pass.
     """
 
     def __init__(
-        self, in_channels: int, num_classes: int, embed_dim: int, *, feature_size: int, patch_size: Triple
+        self,
+        in_channels: int,
+        num_classes: int,
+        embed_dim: int,
+        *,
+        feature_size: int,
+        patch_size: Triple,
+        deep_supervision: int = 0,
     ) -> None:
         super().__init__()
+        self.recompute = False
         steps = level_strides(patch_size)
         self.steps = steps
         self.patch_size = patch_size
@@ -137,8 +150,12 @@ class UNETRDecoder(nn.Module):
             UpBlock(in_widths[level], widths[level], steps[level]) for level in reversed(range(NUM_LEVELS))
         )
         self.out = UnetOutBlock(spatial_dims=3, in_channels=feature_size, out_channels=num_classes)
+        self.deep_outs = nn.ModuleList(
+            UnetOutBlock(spatial_dims=3, in_channels=width, out_channels=num_classes)
+            for width in widths[1 : deep_supervision + 1]
+        )
 
-    def forward(self, image: Tensor, skips: Sequence[Tensor], final: Tensor) -> Tensor:
+    def forward(self, image: Tensor, skips: Sequence[Tensor], final: Tensor) -> Tensor | list[Tensor]:
         """Decode.
 
         Args:
@@ -147,21 +164,28 @@ class UNETRDecoder(nn.Module):
             final: Token map `[B, E, h, w, d]` for the deepest level.
 
         Returns:
-            Logits `[B, K, H, W, D]`.
+            Logits `[B, K, H, W, D]`; in training with deep supervision a list of them and of the logits of
+            levels 1 and 2.
 
         Raises:
             ShapeError: the window is so small that a level would hold a single voxel.
         """
         self._check(final)
-        maps = [self.encoder1(image)]
-        maps += [path(skip) for path, skip in zip(self.skip_paths, skips, strict=True)]
+        maps = [run_part(self.encoder1, image, recompute=self.recompute)]
+        for path, skip in zip(self.skip_paths, skips, strict=True):
+            maps.append(run_part(path, skip, recompute=self.recompute))
         features = final
         for _ in range(NUM_LEVELS - self.grid_level):
             features = pool_grid(features)
+        levels: list[Tensor] = []
         for up_block, skip in zip(self.up_blocks, reversed(maps), strict=True):
-            features = up_block(features, skip)
+            features = run_part(up_block, features, skip, recompute=self.recompute)
+            levels.append(features)
         logits: Tensor = self.out(features)
-        return logits
+        if not (self.training and self.deep_outs):
+            return logits
+        # levels[-1] is level 0, so level 1 stands before it.
+        return [logits, *(out(levels[-2 - number]) for number, out in enumerate(self.deep_outs))]
 
     def _check(self, final: Tensor) -> None:
         """Instance norm needs more than one voxel at level 3, the coarsest that is normed."""

@@ -7,16 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparseg.errors import ConfigError
+from sparseg.errors import ConfigError, ShapeError
 from sparseg.layers.block import Block
 from sparseg.layers.position import resize_position, sine_cosine_position
+from sparseg.layers.recompute import run_part
 from sparseg.models.config import SegmenterConfig
 from sparseg.shapes import token_grid
 from sparseg.tokens.assemble import assemble_grid
 from sparseg.tokens.embed import PatchEmbed
 from sparseg.tokens.prune import TokenPruning, full_grid
 from sparseg.tokens.select import num_keep
-from sparseg.tokens.stages import StageTokens
+from sparseg.tokens.stages import Selection, StageScores, StageTokens
 
 
 class EncoderOutput(NamedTuple):
@@ -27,11 +28,13 @@ class EncoderOutput(NamedTuple):
         class_token: `[B, 1, E]` or None, before the final norm.
         skips: The grid `[B, L, E]` as it stood after each skip block, tokens pruned earlier with the value
             they left with; empty where skips are shared.
+        decisions: What each pruning stage decided.
     """
 
     stages: list[StageTokens]
     class_token: Tensor | None
     skips: list[Tensor]
+    decisions: list[StageScores]
 
 
 class SparseEncoder(nn.Module):
@@ -39,11 +42,15 @@ class SparseEncoder(nn.Module):
 
     Args:
         config: Settings; `pruning_stages` are zero-based blocks *before* which tokens are pruned.
+
+    Attributes:
+        recompute: Whether the blocks' activations are computed again in the backward pass.
     """
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         dim = config.embed_dim
         self.patch_embed = PatchEmbed(config.in_channels, dim, config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
@@ -75,18 +82,29 @@ class SparseEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
 
-    def token_counts(self, length: int) -> list[int]:
+    def token_counts(self, length: int, keep_ratios: tuple[float, ...] | None = None) -> list[int]:
         """Patch tokens present from the start and after each pruning stage, for a grid of `length` tokens.
 
+        Args:
+            length: L.
+            keep_ratios: One per stage in place of the model's ratios or counts.
+
         Raises:
-            ConfigError: an absolute count above the number of tokens present.
+            ConfigError: an absolute count above the number of tokens present, or not one ratio per stage.
         """
-        counts = [length]
-        for stage, ratio in enumerate(self.config.keep_ratios):
-            if self.config.num_keep is None:
-                count = num_keep(counts[-1], ratio, self.config.count_rule)
+        config, counts = self.config, [length]
+        if keep_ratios is not None and len(keep_ratios) != len(config.pruning_stages):
+            raise ConfigError(
+                f"a selection must have one keep ratio per pruning stage ({len(config.pruning_stages)})",
+                received=keep_ratios,
+                remedy="give as many, or None for those of the model",
+                where="selection.keep_ratios",
+            )
+        for stage, ratio in enumerate(keep_ratios or config.keep_ratios):
+            if config.num_keep is None or keep_ratios is not None:
+                count = num_keep(counts[-1], ratio, config.count_rule)
             else:
-                count = self.config.num_keep[stage]
+                count = config.num_keep[stage]
             if count > counts[-1]:
                 raise ConfigError(
                     f"stage {stage} can keep at most the {counts[-1]} tokens that reach it",
@@ -97,23 +115,26 @@ class SparseEncoder(nn.Module):
             counts.append(count)
         return counts
 
-    def forward(self, image: Tensor) -> EncoderOutput:
+    def forward(self, image: Tensor, selection: Selection | None = None) -> EncoderOutput:
         """[B, C, H, W, D] -> groups of tokens. Edges must be multiples of the patch edges."""
-        config = self.config
+        config, selection = self.config, selection or Selection()
         present, class_token = self._embed(image)
-        counts = self.token_counts(present.indices.shape[1])
+        _check_protected(selection, present.indices)
+        counts = self.token_counts(present.indices.shape[1], selection.keep_ratios)
         pruned_groups: list[StageTokens] = []
         skips: list[Tensor] = []
+        decisions: list[StageScores] = []
         for number, block in enumerate(self.blocks):
             if number in config.pruning_stages:
                 stage = len(pruned_groups)
-                present, pruned = self.prunings[stage](present, counts[stage + 1])
+                present, pruned, decision = self.prunings[stage](present, counts[stage + 1], selection)
                 pruned_groups.append(pruned)
-            present, class_token = _run_block(block, present, class_token)
+                decisions.append(decision)
+            present, class_token = _run_block(block, present, class_token, recompute=self.recompute)
             if config.skips == "per_depth":
                 taken = config.skip_blocks.count(number)  # shallow models may tap one block more than once
                 skips += [assemble_grid([*pruned_groups, present])] * taken
-        return EncoderOutput([*pruned_groups, present], class_token, skips)
+        return EncoderOutput([*pruned_groups, present], class_token, skips, decisions)
 
     def normed_survivors(self, output: EncoderOutput) -> tuple[StageTokens, Tensor | None]:
         """The survivors and the class token after the final LayerNorm."""
@@ -132,12 +153,23 @@ class SparseEncoder(nn.Module):
         return present, class_token.expand(image.shape[0], -1, -1)
 
 
+def _check_protected(selection: Selection, indices: Tensor) -> None:
+    protected = selection.protected
+    if protected is not None and (protected.shape != indices.shape or protected.dtype != torch.bool):
+        raise ShapeError(
+            f"protected positions must be a bool tensor of shape {tuple(indices.shape)}",
+            received=f"{protected.dtype} of shape {tuple(protected.shape)}",
+            remedy="give one value per image and patch of the token grid",
+            where="selection.protected",
+        )
+
+
 def _run_block(
-    block: nn.Module, present: StageTokens, class_token: Tensor | None
+    block: nn.Module, present: StageTokens, class_token: Tensor | None, *, recompute: bool
 ) -> tuple[StageTokens, Tensor | None]:
     if class_token is None:
-        return StageTokens(block(present.tokens), present.indices), None
-    x = block(torch.cat((class_token, present.tokens), dim=1))
+        return StageTokens(run_part(block, present.tokens, recompute=recompute), present.indices), None
+    x = run_part(block, torch.cat((class_token, present.tokens), dim=1), recompute=recompute)
     return StageTokens(x[:, 1:], present.indices), x[:, :1]
 
 

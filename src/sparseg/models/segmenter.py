@@ -6,7 +6,7 @@ Without pruning stages it is a dense UNETR.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,17 +17,28 @@ from sparseg.models.decoder import UNETRDecoder
 from sparseg.models.encoder import EncoderOutput, SparseEncoder, grid_map
 from sparseg.shapes import Triple, num_tokens, token_grid
 from sparseg.tokens.assemble import TokenAssembler
-from sparseg.tokens.stages import StageTokens
+from sparseg.tokens.stages import Selection, StageScores, StageTokens
 
 
 class SegmenterOutput(NamedTuple):
     """Logits `[B, K, H, W, D]` and the token groups they came from (pruned in stage order.
 
-    Survivors last).
+    Survivors last). With deep supervision, in training, the logits are a list, finest first.
     """
 
-    logits: Tensor
+    logits: Tensor | list[Tensor]
     stages: list[StageTokens]
+
+
+class SelectionOutput(NamedTuple):
+    """`SegmenterOutput` and what each pruning stage decided.
+
+    A type of its own, because callers unpack the two values of `SegmenterOutput`.
+    """
+
+    logits: Tensor | list[Tensor]
+    stages: list[StageTokens]
+    selection: list[StageScores]
 
 
 class SparseUNETR(nn.Module):
@@ -94,6 +105,7 @@ class SparseUNETR(nn.Module):
             config.embed_dim,
             feature_size=config.feature_size,
             patch_size=config.patch_size,
+            deep_supervision=config.deep_supervision,
         )
         _init_weights(self)
 
@@ -105,22 +117,42 @@ class SparseUNETR(nn.Module):
         grid = token_grid(self.config.roi_size if size is None else size, self.config.patch_size)
         return self.encoder.token_counts(num_tokens(grid))
 
-    @overload
-    def forward(self, image: Tensor, return_stages: Literal[False] = False) -> Tensor: ...
-    @overload
-    def forward(self, image: Tensor, return_stages: Literal[True]) -> SegmenterOutput: ...
-    def forward(self, image: Tensor, return_stages: bool = False) -> Tensor | SegmenterOutput:
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Compute activations again in the backward pass instead of keeping them; training only.
+
+        Loss and gradients stay the same; memory falls and a step takes longer. Like `train()` it belongs to
+        the module in memory, not to the settings that are stored with it.
+        """
+        for part in (self.encoder, self.assembler, self.decoder):
+            if part is not None:
+                part.recompute = enabled
+
+    def forward(
+        self,
+        image: Tensor,
+        return_stages: bool = False,
+        *,
+        return_selection: bool = False,
+        selection: Selection | None = None,
+    ) -> Tensor | list[Tensor] | SegmenterOutput | SelectionOutput:
         """Segment a batch of windows.
 
         Args:
             image: `[B, C, H, W, D]`, prepared as the model was trained.
             return_stages: Also return the token groups.
+            return_selection: Also return the token groups and what each pruning stage decided.
+            selection: Temperature, keep ratios, noise and protected tokens of this call; None takes what the
+                model was built with.
 
         Returns:
-            Logits `[B, K, H, W, D]`, or `SegmenterOutput(logits, stages)`.
+            Logits `[B, K, H, W, D]`, or `SegmenterOutput(logits, stages)`, or
+            `SelectionOutput(logits, stages, selection)`. In training with `deep_supervision` the logits are a
+            list: those of the image grid, then those of decoder levels 1 and 2.
 
         Raises:
-            ShapeError: wrong channel count, or an edge that is no multiple of the patch edge.
+            ShapeError: wrong channel count, an edge that is no multiple of the patch edge, or protected
+                positions that do not fit the token grid.
+            ConfigError: not one keep ratio per pruning stage, or one out of range.
         """
         if image.ndim != 5 or image.shape[1] != self.config.in_channels:
             raise ShapeError(
@@ -129,9 +161,11 @@ class SparseUNETR(nn.Module):
                 remedy="give as many channels as the model was built for",
             )
         grid = token_grid(image.shape[2:], self.config.patch_size)
-        encoded = self.encoder(image)
+        encoded = self.encoder(image, selection)
         final, skips = self.complete(encoded, grid)
         logits = self.decoder(image, [grid_map(skip, grid) for skip in skips], grid_map(final, grid))
+        if return_selection:
+            return SelectionOutput(logits, encoded.stages, encoded.decisions)
         return SegmenterOutput(logits, encoded.stages) if return_stages else logits
 
     def complete(self, encoded: EncoderOutput, grid: Triple) -> tuple[Tensor, list[Tensor]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparseg.layers.block import Block
 from sparseg.layers.position import sine_cosine_position
+from sparseg.layers.recompute import run_part
 from sparseg.shapes import Triple, num_tokens
 from sparseg.tokens.stages import StageTokens
 
@@ -48,6 +49,9 @@ class TokenAssembler(nn.Module):
         num_heads: Heads of the completion blocks.
         mlp_ratio: MLP width over E_c.
         norm_eps: Epsilon of all LayerNorms.
+
+    Attributes:
+        recompute: Whether the blocks' activations are computed again in the backward pass.
     """
 
     position: Tensor
@@ -81,6 +85,7 @@ class TokenAssembler(nn.Module):
         self.out_linear = nn.Linear(assembly_dim, embed_dim)
         self.register_buffer("position", sine_cosine_position(grid, assembly_dim), persistent=False)
         self.grid = grid
+        self.recompute = False
 
     def forward(self, stages: Sequence[StageTokens], class_token: Tensor | None, grid: Triple) -> Tensor:
         """Complete the grid.
@@ -99,7 +104,7 @@ class TokenAssembler(nn.Module):
         if class_token is not None:
             x = torch.cat((self.projections[-1](class_token) + self.stage_embeddings[-1], x), dim=1)
         for block in self.blocks:
-            x = block(x)
+            x = run_part(block, x, recompute=self.recompute)
         result: Tensor = self.out_linear(self.out_norm(x[:, x.shape[1] - num_tokens(grid) :]))
         return result
 

@@ -5,12 +5,14 @@ Both with their grid positions.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from sparseg.tokens.score import ScorePredictor, ScoreTransform, transform_scores
 from sparseg.tokens.select import SoftTopK, gumbel_noise, hard_topk, straight_through_mask
-from sparseg.tokens.stages import StageTokens
+from sparseg.tokens.stages import Selection, StageScores, StageTokens
 
 
 def gather_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
@@ -19,7 +21,7 @@ def gather_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
 
 
 def prune_tokens(
-    present: StageTokens, scores: Tensor, k: int, mask: Tensor | None = None
+    present: StageTokens, scores: Tensor, k: int, mask: Tensor | None = None, protected: Tensor | None = None
 ) -> tuple[StageTokens, StageTokens]:
     """Split `present` by score.
 
@@ -31,11 +33,12 @@ def prune_tokens(
         scores: `[B, n]`; where a mask is given, the noisy scores it was made from.
         k: Number kept.
         mask: Straight-through mask `[B, n]`, or None at evaluation.
+        protected: bool `[B, n]` the mask was made with, or None.
 
     Returns:
         (kept, pruned), each in ascending grid order; their indices partition those of `present`.
     """
-    kept, pruned = hard_topk(scores, k)
+    kept, pruned = hard_topk(scores, k, protected)
     kept_tokens = gather_tokens(present.tokens, kept)
     gate = None
     if mask is not None:
@@ -45,6 +48,20 @@ def prune_tokens(
         StageTokens(kept_tokens, present.indices.gather(1, kept)),
         StageTokens(gather_tokens(present.tokens, pruned), present.indices.gather(1, pruned), gate),
     )
+
+
+class Pruned(NamedTuple):
+    """Result of one pruning stage.
+
+    Attributes:
+        kept: Tokens that go on.
+        pruned: Tokens that leave.
+        decision: The scores and what they led to.
+    """
+
+    kept: StageTokens
+    pruned: StageTokens
+    decision: StageScores
 
 
 class TokenPruning(nn.Module):
@@ -78,15 +95,29 @@ class TokenPruning(nn.Module):
         """[B, n, E] -> [B, n], without noise."""
         return transform_scores(self.predictor(tokens), self.score_transform)
 
-    def forward(self, present: StageTokens, k: int) -> tuple[StageTokens, StageTokens]:
+    def forward(self, present: StageTokens, k: int, selection: Selection | None = None) -> Pruned:
         """Split `present` (no class token) into k kept and n - k pruned tokens."""
         scores = self.scores(present.tokens)
-        if not self.training:
-            return prune_tokens(present, scores, k)
-        if self.noise_scale > 0:
-            scores = scores + self.noise_scale * gumbel_noise(scores)
-        mask = straight_through_mask(scores, k, soft_topk=self.soft_topk, temperature=self.temperature)
-        return prune_tokens(present, scores, k, mask)
+        if self.training:
+            kept, pruned = self._split_training(present, scores, k, selection or Selection())
+        else:
+            kept, pruned = prune_tokens(present, scores, k)
+        return Pruned(kept, pruned, StageScores(scores, present.indices, kept.indices))
+
+    def _split_training(
+        self, present: StageTokens, scores: Tensor, k: int, selection: Selection
+    ) -> tuple[StageTokens, StageTokens]:
+        noise_scale = self.noise_scale if selection.noise_scale is None else selection.noise_scale
+        temperature = self.temperature if selection.temperature is None else selection.temperature
+        protected = selection.protected
+        if protected is not None:
+            protected = protected.gather(1, present.indices)
+        if noise_scale > 0:
+            scores = scores + noise_scale * gumbel_noise(scores)
+        mask = straight_through_mask(
+            scores, k, soft_topk=self.soft_topk, temperature=temperature, protected=protected
+        )
+        return prune_tokens(present, scores, k, mask, protected)
 
 
 def full_grid(tokens: Tensor) -> StageTokens:

@@ -41,18 +41,22 @@ def num_keep(n: int, keep_ratio: float, rule: CountRule = "exact") -> int:
     return max(1, int(Fraction(str(keep_ratio)) * n))
 
 
-def hard_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def hard_topk(scores: Tensor, k: int, protected: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Split token positions into the k highest scores and the rest.
 
     Args:
         scores: `[B, n]`.
         k: Number kept, 0 <= k <= n.
+        protected: bool `[B, n]`, positions that rank before all others, among themselves by score; or None.
 
     Returns:
         Kept `[B, k]` and pruned `[B, n-k]` positions, int64, each ascending. Equal scores: the lower position
         wins.
     """
     order = scores.detach().argsort(dim=1, descending=True, stable=True)
+    if protected is not None:
+        # A second stable sort is exact where a large number added to the scores would round them.
+        order = order.gather(1, (~protected.gather(1, order)).to(torch.uint8).argsort(dim=1, stable=True))
     return order[:, :k].sort(dim=1).values, order[:, k:].sort(dim=1).values
 
 
@@ -118,7 +122,9 @@ def budget_exact_mask(scores: Tensor, k: int, temperature: float) -> Tensor:
     return result
 
 
-def straight_through_mask(noisy_scores: Tensor, k: int, *, soft_topk: SoftTopK, temperature: float) -> Tensor:
+def straight_through_mask(
+    noisy_scores: Tensor, k: int, *, soft_topk: SoftTopK, temperature: float, protected: Tensor | None = None
+) -> Tensor:
     """Hard top-k mask in the forward pass, the soft mask's gradient in the backward pass (paper, eq. 3-5).
 
     Args:
@@ -126,6 +132,8 @@ def straight_through_mask(noisy_scores: Tensor, k: int, *, soft_topk: SoftTopK, 
         k: Number kept.
         soft_topk: Which relaxation.
         temperature: tau > 0.
+        protected: bool `[B, n]` or None, see `hard_topk`. The soft mask is that of the scores alone, so that
+            the scores still learn whether a protected token was worth keeping.
 
     Returns:
         `[B, n]` with values 0 and 1 (up to rounding) that is differentiable in the scores.
@@ -134,6 +142,6 @@ def straight_through_mask(noisy_scores: Tensor, k: int, *, soft_topk: SoftTopK, 
         soft = gumbel_softmax_mask(noisy_scores, temperature)
     else:
         soft = budget_exact_mask(noisy_scores, k, temperature)
-    kept, _ = hard_topk(noisy_scores, k)
+    kept, _ = hard_topk(noisy_scores, k, protected)
     hard = torch.zeros_like(soft).scatter(1, kept, 1.0)
     return hard + (soft - soft.detach())
