@@ -61,6 +61,9 @@ class TestRightInput:
         assert predict(tmp_path / "a.nii", more=("--overlap", "0.25")).code == 0
         report = json.loads((tmp_path / "out" / "report.json").read_text())
         (row,) = report.pop("cases")
+        (model,) = report.pop("models")
+        assert model.pop("model") == str(model_folder)
+        assert model == {name: report[name] for name in ("weights_sha256", "token_counts", "overlap")}
         weights = (model_folder / "weights.safetensors").read_bytes()
         assert report == {
             "token_counts": [64, 32, 16, 8],

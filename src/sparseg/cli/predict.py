@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def predict(
     *inputs: Annotated[Path, cyclopts.Parameter(required=True)],
-    model: Path,
+    model: Annotated[tuple[Path, ...], cyclopts.Parameter(negative="")],
     out: Path,
     overlap: float | None = None,
     batch_size: int = 1,
@@ -39,7 +39,8 @@ def predict(
     inputs
         NIfTI files, DICOM series folders, or folders that hold them.
     model
-        Model folder or training run.
+        Model folder, training run, or cross-validation (all its folds); given several times, or with several
+        folds, the mean of the models' probabilities decides.
     out
         Folder for the label files.
     overlap
@@ -60,8 +61,9 @@ def predict(
     from sparseg.cli.output import progress_bar
     from sparseg.errors import ConfigError, InputError
     from sparseg.predict.batch import predict_cases
+    from sparseg.predict.ensemble import load_predictor
     from sparseg.predict.inputs import collect_cases
-    from sparseg.predict.predictor import Predictor, PredictSettings
+    from sparseg.predict.predictor import PredictSettings
     from sparseg.predict.reading import ReadOptions
 
     if batch_size < 1 or (overlap is not None and not 0 <= overlap < 1):
@@ -73,7 +75,7 @@ def predict(
     cases = collect_cases(inputs, out)
     reading = ReadOptions(affine, assume_orientation, nonfinite, series_uid)
     settings = PredictSettings(overlap, batch_size, _device(device), reading)
-    predictor = Predictor.from_folder(model, settings)
+    predictor = load_predictor(model, settings)
     with progress_bar() as bar:
         watcher = _Watcher(bar)
         errors = predict_cases(predictor, cases, out, watcher)

@@ -92,10 +92,22 @@ def write_report(out: Path, predictor: Predictor, rows: Sequence[dict[str, Any]]
     Raises:
         VolumeError: the folder cannot be written to.
     """
+    models = [
+        {
+            "model": member.name,
+            "weights_sha256": member.card.weights_sha256,
+            "token_counts": member.net.token_counts(),
+            "overlap": member.overlap,
+        }
+        for member in predictor.members
+    ]
+    # Several models have no one value; each row of `models` has its own.
+    alone = models[0] if len(models) == 1 else {}
     report = {
-        "token_counts": predictor.net.token_counts(),
-        "weights_sha256": predictor.card.weights_sha256,
-        "overlap": predictor.overlap,
+        "token_counts": alone.get("token_counts"),
+        "weights_sha256": alone.get("weights_sha256"),
+        "overlap": alone.get("overlap"),
+        "models": models,
         "device": predictor.settings.device,
         "reading": asdict(predictor.settings.reading),
         "cases": list(rows),

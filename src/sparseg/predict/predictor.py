@@ -61,22 +61,38 @@ class Predictor:
         net: The network.
         card: Its model card.
         settings: How to run it.
+        name: What reports and errors call it.
     """
 
-    def __init__(self, net: SparseUNETR, card: ModelCard, settings: PredictSettings | None = None) -> None:
+    def __init__(
+        self,
+        net: SparseUNETR,
+        card: ModelCard,
+        settings: PredictSettings | None = None,
+        *,
+        name: str = "model",
+    ) -> None:
         self.settings = settings or PredictSettings()
+        self.name = name
         self.net = net.to(self.settings.device).eval()
         self.card = card
         self.overlap = card.overlap if self.settings.overlap is None else self.settings.overlap
 
     @classmethod
-    def from_folder(cls, folder: Path, settings: PredictSettings | None = None) -> Predictor:
-        """Load a model folder or a training run's best model.
+    def from_folder(
+        cls, folder: Path, settings: PredictSettings | None = None, *, name: str | None = None
+    ) -> Predictor:
+        """Load a model folder or a training run's best model; it is called by its path unless named.
 
         Raises:
             CheckpointError: not a complete, undamaged model.
         """
-        return cls(load_model(folder), read_card(folder), settings)
+        return cls(load_model(folder), read_card(folder), settings, name=name or str(folder))
+
+    @property
+    def members(self) -> tuple[Predictor, ...]:
+        """The models at work: this one."""
+        return (self,)
 
     def predict_file(
         self, source: Path, output: Path, *, on_progress: Callable[[int, int], None] | None = None
@@ -92,18 +108,41 @@ class Predictor:
         image = self.settings.reading.read(source)
         self._require_channels(image)
         clock.lap("read")
+        labels = self._segment(image, result, clock, on_progress)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_label_map(output, labels, image.affine, label_names=self.card.labels)
+        clock.lap("write")
+        return result
+
+    def predict_volume(
+        self, image: Volume, *, on_progress: Callable[[int, int], None] | None = None
+    ) -> tuple[np.ndarray, CaseResult]:
+        """Segment an image `[C, H0, W0, D0]`: ids `[H0, W0, D0]` on its own grid, and what happened.
+
+        Raises:
+            VolumeError, GeometryError: the image has other channels than the model, or cannot be resampled.
+            NumericsError: the network gave a non-finite value.
+        """
+        self._require_channels(image)
+        result = CaseResult()
+        return self._segment(image, result, _Clock(result.seconds), on_progress), result
+
+    def _segment(
+        self,
+        image: Volume,
+        result: CaseResult,
+        clock: _Clock,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> np.ndarray:
         prepared = prepare(image, self.card.preprocess)
         clock.lap("prepare")
         logits = self.predict_prepared(prepared.image, on_progress=on_progress)
         clock.lap("windows")
         labels = labels_on_original_grid(logits, prepared.record, self.card)
         clock.lap("finish")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_label_map(output, labels, image.affine, label_names=self.card.labels)
-        clock.lap("write")
         result.num_windows = self.num_windows(prepared.image)
         result.volumes_ml = _volumes_ml(labels, image, self.card.labels)
-        return result
+        return labels
 
     def predict_prepared(
         self, image: Volume, *, on_progress: Callable[[int, int], None] | None = None
