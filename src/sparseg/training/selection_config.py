@@ -1,0 +1,43 @@
+"""Settings of token selection while training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sparseg.config import Config
+
+
+class SelectionConfig(Config):
+    """How tokens are chosen while training; without any of it training selects as the model is built to.
+
+    The model's own settings decide between the paper's schedule (`score_transform: log_sigmoid`,
+    `soft_topk: gumbel_softmax`, `noise_scale: 1`) and the budget-exact one. Supervising the score by boundary
+    patches follows HRViT (MICCAI 2025), keeping some tokens of each class DToP (ICCV 2023).
+
+    Attributes:
+        temperature_start: Temperature of the soft top-k at the start; None takes the model's.
+        temperature_end: Temperature at the end; None takes the model's.
+        temperature_schedule: `cosine` or `linear` way from start to end over the run.
+        warmup_share: Share of the run during which fewer tokens are pruned; 0 prunes fully from the start.
+        warmup_keep: Keep ratio of every stage at the start of that warm-up.
+        warmup_levels: Number of equal steps from there to the model's keep ratios; few, since every change of
+            the token counts makes a compiled model compile again.
+        score_weight: Weight of the supervised score loss; 0 switches it off.
+        score_target: Which patches the score loss wants ahead: those holding a label `boundary`, or any
+            `foreground`.
+        protect_min_patches: A class with at most this many patches in a crop keeps all of them, as far as the
+            number of kept tokens allows; 0 protects nothing. Prediction knows no protection: combine it with
+            a score loss, and watch kept_eval beside kept in the log.
+    """
+
+    temperature_start: float | None = Field(default=None, gt=0)
+    temperature_end: float | None = Field(default=None, gt=0)
+    temperature_schedule: Literal["cosine", "linear"] = "cosine"
+    warmup_share: float = Field(default=0.0, ge=0, le=1)
+    warmup_keep: float = Field(default=1.0, gt=0, le=1)
+    warmup_levels: int = Field(default=5, ge=1)
+    score_weight: float = Field(default=0.0, ge=0)
+    score_target: Literal["boundary", "foreground"] = "boundary"
+    protect_min_patches: int = Field(default=0, ge=0)
