@@ -184,12 +184,26 @@ def test_the_picture_shows_loss_dice_rate_and_speed() -> None:
 
 
 def test_the_picture_shows_what_each_stage_keeps() -> None:
-    selection = {"kept/0/foreground": 0.9, "kept/1/foreground": 0.5, "agreement/0": 0.8, "agreement/1": 0.6}
+    selection = {
+        "tokens/0": 64.0,
+        "kept/1/foreground": 0.9,
+        "kept/2/foreground": 0.5,
+        "kept_eval/2/foreground": 0.3,
+        "agreement/1": 0.8,
+        "agreement/2": 0.6,
+    }
     rows = [train_row(step, selection=selection) for step in (1, 2)]
     figure = progress_figure(rows)
     titles = [axes.get_title() for axes in figure.get_axes() if axes.get_title()]
-    assert titles == ["kept at pruning stage 0", "kept at pruning stage 1", "agreement with evaluation"]
-    assert lines(figure)["stage 1"] == pytest.approx([0.6, 0.6])
+    assert titles == [
+        "present after pruning stage 1",
+        "present after pruning stage 2",
+        "agreement with evaluation",
+    ]
+    assert lines(figure)["stage 2"] == pytest.approx([0.6, 0.6])
+    second = next(axes for axes in figure.get_axes() if axes.get_title().endswith("stage 2"))
+    kept = [np.asarray(line.get_ydata()).tolist() for line in second.get_lines()]
+    assert kept == [[0.5, 0.5], [0.3, 0.3]]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def progress_figure(rows: Sequence[Row]) -> Figure:
     steps = [row for row in rows if row["kind"] == "train"]
     validations = [row for row in rows if row["kind"] == "validation"]
     selection = selection_curves(rows)
-    shares, agreement = shares_by_stage(selection), _only(selection, "agreement")
+    shares = shares_by_stage(selection)
     figure = Figure(figsize=(11, 11 if selection else 7.5), layout="constrained")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(3 if selection else 2, 1, squeeze=False)[:, 0]
@@ -40,7 +40,9 @@ def progress_figure(rows: Sequence[Row]) -> Figure:
     _draw_rate(left, steps)
     _draw_speed(right, steps)
     if selection:
-        _draw_selection(_row_of(parts[2], len(shares) + 1), shares, agreement)
+        panels = _row_of(parts[2], len(shares) + 1)
+        _draw_shares(panels, shares, shares_by_stage(selection, "kept_eval"))
+        _draw_agreement(panels[-1], _only(selection, "agreement"))
     return figure
 
 
@@ -96,10 +98,10 @@ def flatten(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
     return result
 
 
-def shares_by_stage(curves: Mapping[str, Series]) -> dict[int, dict[str, Series]]:
-    """The shares kept, `kept/<stage>/<what>`, sorted by stage."""
+def shares_by_stage(curves: Mapping[str, Series], head: str = "kept") -> dict[int, dict[str, Series]]:
+    """The shares kept, `<head>/<stage>/<what>`, sorted by stage."""
     stages: dict[int, dict[str, Series]] = {}
-    for name, curve in _only(curves, "kept").items():
+    for name, curve in _only(curves, head).items():
         stage, _, what = name.partition("/")
         if stage.isdigit():
             stages.setdefault(int(stage), {})[what] = curve
@@ -152,23 +154,31 @@ def _draw_speed(left: Axes, steps: Sequence[Row]) -> None:
     right.set_ylim(0, 100)
 
 
-def _draw_selection(
-    panels: Sequence[Axes], shares: Mapping[int, Mapping[str, Series]], agreement: Mapping[str, Series]
+def _draw_shares(
+    panels: Sequence[Axes],
+    shares: Mapping[int, Mapping[str, Series]],
+    evaluated: Mapping[int, Mapping[str, Series]],
 ) -> None:
     for axes, (stage, curves) in zip(panels, shares.items(), strict=False):
+        as_evaluation = evaluated.get(stage, {})
         for number, (name, curve) in enumerate(curves.items()):
             axes.plot(*_smooth(curve), **_look(number), lw=1.2, label=name)
+            if name in as_evaluation:
+                axes.plot(*_smooth(as_evaluation[name]), **_look(number), lw=0.6, alpha=0.5)
         axes.set(xlabel="step", ylim=(0, 1.02))
-        axes.set_title(f"kept at pruning stage {stage}", fontsize=9)
+        axes.set_title(f"present after pruning stage {stage}", fontsize=9)
         if stage == min(shares):
-            axes.set_ylabel("share of patches")
+            axes.set_ylabel("share of patches (thin: as evaluation selects)", fontsize=8)
             axes.legend(fontsize=6, loc="center right", bbox_to_anchor=(-0.3, 0.5))
-    for number, (name, curve) in enumerate(agreement.items()):
-        panels[-1].plot(*_smooth(curve), **_look(number), lw=1.2, label=f"stage {name}")
-    panels[-1].set(xlabel="step", ylim=(0, 1.02))
-    panels[-1].set_title("agreement with evaluation", fontsize=9)
-    if agreement:
-        panels[-1].legend(fontsize=6)
+
+
+def _draw_agreement(axes: Axes, curves: Mapping[str, Series]) -> None:
+    for number, (name, curve) in enumerate(curves.items()):
+        axes.plot(*_smooth(curve), **_look(number), lw=1.2, label=f"stage {name}")
+    axes.set(xlabel="step", ylim=(0, 1.02))
+    axes.set_title("agreement with evaluation", fontsize=9)
+    if curves:
+        axes.legend(fontsize=6)
 
 
 def _smooth(curve: Series) -> Series:
