@@ -16,7 +16,8 @@ from PIL import Image
 
 from sparseg.errors import ConfigError, MissingExtraError
 from sparseg.optional import import_optional
-from sparseg.training.tracking import NAMES, Tracker, make_trackers
+from sparseg.training.monitor import StepInfo
+from sparseg.training.tracking import NAMES, Tracker, make_trackers, step_scalars, validation_scalars
 
 Calls = list[tuple[Any, ...]]
 
@@ -116,7 +117,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> Calls:
         calls.append(("init", given))
         return WandbRun()
 
-    made = module("wandb", init=init, Image=lambda path: ("picture", path))
+    made = module("wandb", init=init, Image=lambda path: ("picture", path), Settings=dict)
     monkeypatch.setitem(sys.modules, "wandb", made)
     return calls
 
@@ -131,6 +132,9 @@ def test_wandb_goes_on_under_the_same_id(
     assert start == "init"
     assert (given["project"], given["name"], given["dir"]) == ("sparseg", tmp_path.name, str(tmp_path))
     assert given["resume"] == "allow"
+    assert given["settings"].pop("console") == "off"
+    assert set(given["settings"].values()) == {True}
+    assert {"x_disable_meta", "x_disable_machine_info", "disable_git"} <= set(given["settings"])
     assert rest == [
         ("define", "*", {"step_metric": "step"}),
         ("log", {"step": 3, "train/loss": 0.5}),
@@ -251,3 +255,32 @@ def test_no_tracker_is_loaded_by_itself() -> None:
     code = "import sys, sparseg.training.tracking\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"tensorboard", "wandb", "mlflow", "matplotlib", "torch"} & set(loaded.split())
+
+
+def test_names_and_units_of_what_is_tracked() -> None:
+    info = StepInfo(
+        step=7,
+        max_steps=10,
+        loss=0.5,
+        lr=1e-3,
+        seconds=2.0,
+        crops_per_second=1.5,
+        data_wait=0.25,
+        share_done=0.7,
+        minutes=3.0,
+        memory_bytes=2_000_000_000,
+        skipped=1,
+    )
+    assert step_scalars(info, {"kept/1/class 2": 0.9}) == {
+        "train/loss": 0.5,
+        "train/lr": 1e-3,
+        "train/skipped_steps": 1,
+        "speed/crops_per_second": 1.5,
+        "speed/data_wait_share": 0.25,
+        "speed/memory_gb": 2.0,
+        "selection/kept/1/class 2": 0.9,
+    }
+    assert validation_scalars({"liver": 0.9}, 0.8) == {
+        "validation/mean_dice": 0.8,
+        "validation/dice/liver": 0.9,
+    }

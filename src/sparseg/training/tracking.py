@@ -13,12 +13,15 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from sparseg.errors import ConfigError
 from sparseg.optional import import_optional
+
+if TYPE_CHECKING:
+    from sparseg.training.monitor import StepInfo
 
 
 class Tracker(Protocol):
@@ -80,6 +83,15 @@ class WandbTracker:
             id=_stored_id(folder / "wandb_id.txt", lambda: uuid.uuid4().hex[:12]),
             resume="allow",
             dir=str(folder),
+            # By itself it would send the printed lines, the command and the host: names of cases and folders.
+            settings=self._wandb.Settings(
+                console="off",
+                disable_code=True,
+                disable_git=True,
+                x_disable_machine_info=True,
+                x_disable_meta=True,
+                x_disable_stats=True,
+            ),
         )
         # wandb's own step must never fall, but a resumed run goes back to its last checkpoint.
         self._run.define_metric("*", step_metric="step")
@@ -167,6 +179,24 @@ def make_trackers(names: Sequence[str], folder: Path, *, resumed_from: int | Non
             tracker.close()
         raise
     return opened
+
+
+def step_scalars(info: StepInfo, selection: Mapping[str, float] | None = None) -> dict[str, float]:
+    """What trackers keep of a step; `selection` as in `sparseg.training.selection_stats`."""
+    return {
+        "train/loss": info.loss,
+        "train/lr": info.lr,
+        "speed/crops_per_second": info.crops_per_second,
+        "speed/data_wait_share": info.data_wait,
+        "speed/memory_gb": info.memory_bytes / 1e9,
+        "train/skipped_steps": info.skipped,
+        **{f"selection/{name}": value for name, value in (selection or {}).items()},
+    }
+
+
+def validation_scalars(dice: Mapping[str, float], mean: float) -> dict[str, float]:
+    """What trackers keep of a validation: Dice per output, and their mean."""
+    return {"validation/mean_dice": mean, **{f"validation/dice/{name}": v for name, v in dice.items()}}
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:
