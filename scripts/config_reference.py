@@ -9,10 +9,15 @@ from pathlib import Path
 
 from sparseg.config import Config
 from sparseg.datasets.synth.config import SynthConfig
+from sparseg.models.autoencoder import AutoencoderConfig
 from sparseg.models.config import SegmenterConfig
 from sparseg.models.presets import PRESETS
 from sparseg.preprocessing.config import CTIntensity, MRIntensity, PreprocessConfig
 from sparseg.training.config import AugmentConfig, OptimizerConfig, TrainConfig
+from sparseg.training.loss_config import LossConfig
+from sparseg.training.pretrain.config import CropConfig, PretrainConfig
+from sparseg.training.sampling_config import SamplingConfig
+from sparseg.training.selection_config import SelectionConfig
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "reference" / "configuration.md"
 SECTIONS: list[tuple[str, str, type[Config]]] = [
@@ -21,8 +26,18 @@ SECTIONS: list[tuple[str, str, type[Config]]] = [
     ("preprocess", "how an image becomes the model's input", PreprocessConfig),
     ("preprocess.intensity, kind: ct", "", CTIntensity),
     ("preprocess.intensity, kind: mr", "", MRIntensity),
+    ("loss", "what is minimised", LossConfig),
+    ("selection", "how tokens are chosen while training", SelectionConfig),
+    ("sampling", "where crops are cut", SamplingConfig),
     ("augment", "random changes to each training crop", AugmentConfig),
     ("optimizer", "AdamW and its schedule", OptimizerConfig),
+    (
+        "Pre-training",
+        "top level of the file for `sparseg pretrain`; `optimizer` as above",
+        PretrainConfig,
+    ),
+    ("autoencoder", "mask, target and decoder of a pre-training", AutoencoderConfig),
+    ("crops", "choice and changes of pre-training crops", CropConfig),
     ("Synthetic subjects", "settings of `sparseg synth`, not part of a training run", SynthConfig),
 ]
 

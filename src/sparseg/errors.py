@@ -9,6 +9,7 @@
     │   ├── CheckpointError   a model folder or foreign checkpoint does not fit
     │   ├── ShapeError        tensor or window sizes that break a rule (also a ValueError)
     │   └── ConfigError       a setting is unknown or out of range (also a ValueError)
+    ├── ResourceError         memory or processes of the machine did not suffice
     ├── NumericsError         a non-finite number appeared where a result would have been built on it
     ├── FetchError            sample data could not be fetched or is not the expected bytes
     └── MissingExtraError     an optional package is not installed (also an ImportError)
@@ -83,6 +84,10 @@ class ShapeError(InputError, ValueError):
 
 class ConfigError(InputError, ValueError):
     """A setting is unknown or out of range."""
+
+
+class ResourceError(SparsegError):
+    """Memory or processes of the machine did not suffice."""
 
 
 class NumericsError(SparsegError):

@@ -69,7 +69,8 @@ def test_a_run_and_its_resumption(train, sparseg, tmp_path, dataset):
     outcome = train(*TINY, "--seed", "7", "--set", "provenance=phantoms, no patients")
     assert outcome.code == 0, outcome.err
     assert {path.name for path in run.iterdir()} == {
-        *("best", "last", "config.yaml", "plan.yaml", "splits.json", "log.jsonl", "progress.png", "state.pt")
+        *("best", "last", "state", "config.yaml", "plan.yaml", "splits.json", "manifest.json"),
+        *("log.jsonl", "progress.png"),
     }
     assert "preparing a\npreparing b\n" in outcome.err
     assert "step 2: validation Dice" in outcome.err
@@ -208,11 +209,11 @@ def test_unknown_key_in_a_file(train, tmp_path):
 
 def test_a_folder_that_holds_a_run(train, tmp_path):
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "state.pt").write_bytes(b"another run")
+    (run / "state").mkdir(parents=True)
+    (run / "state" / "step_00000007.json").write_bytes(b"another run")
     train(*TINY).refused(run, "already holds a run", "--resume")
-    assert [path.name for path in run.iterdir()] == ["state.pt"]
-    assert (run / "state.pt").read_bytes() == b"another run"
+    assert [path.name for path in run.rglob("*")] == ["state", "step_00000007.json"]
+    assert (run / "state" / "step_00000007.json").read_bytes() == b"another run"
 
 
 @pytest.mark.parametrize(

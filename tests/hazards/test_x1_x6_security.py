@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import pickle
 import re
 import socket
@@ -21,7 +23,7 @@ from sparseg.config import load_yaml
 from sparseg.errors import CheckpointError, ConfigError, SparsegError
 from sparseg.models.build import build_segmenter
 from sparseg.preprocessing.config import PAPER_ABDOMEN_CT
-from sparseg.training.state import STATE, load_state
+from sparseg.training.state import FOLDER, Progress, State, load_state, save_state
 from sparseg.volumes.io import read_volume
 
 ROOT = Path(sparseg.__file__).parent
@@ -67,7 +69,13 @@ def test_x1_foreign_weights_never_run(tmp_path: Path, marker: Path, kind: str, n
 
 @pytest.mark.parametrize("kind", ["pickle", "zip"])
 def test_x1_the_state_of_a_run_never_runs(tmp_path: Path, marker: Path, kind: str) -> None:
-    (tmp_path / STATE).write_bytes(traps(marker)[kind])
+    save_state(tmp_path, State(Progress(step=1), {}, {}))
+    (tensors,) = (tmp_path / FOLDER).glob("*.pt")
+    (record,) = (tmp_path / FOLDER).glob("*.json")
+    tensors.write_bytes(traps(marker)[kind])
+    # Whoever can replace the tensors can replace the hash that vouches for them, too.
+    content = json.loads(record.read_text()) | {"sha256": hashlib.sha256(tensors.read_bytes()).hexdigest()}
+    record.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="must be readable"):
         load_state(tmp_path)
     assert not marker.exists()

@@ -15,9 +15,10 @@ from torch import Tensor
 from sparseg.checkpoints.folder import find_model, load_model, read_card
 from sparseg.errors import CheckpointError, ConfigError, NumericsError
 from sparseg.training import log
+from sparseg.training.batches import Batch
 from sparseg.training.loop import Run
 from sparseg.training.start import stored_config
-from sparseg.training.state import STATE
+from sparseg.training.state import FOLDER
 from training.toy import CT, Watcher, run_toy, toy_config, write_toy_dataset
 
 
@@ -107,19 +108,30 @@ class TestT2Resume:
         assert stored_config(folder) == toy_config()
 
     def test_an_occupied_folder_is_refused(self, dataset: Path, whole: tuple[Path, Run]) -> None:
-        before = (whole[0] / STATE).read_bytes()
+        before = {path: path.read_bytes() for path in (whole[0] / FOLDER).iterdir()}
         with pytest.raises(ConfigError, match=r"a new run needs an empty folder.*--resume"):
             run_toy(dataset, whole[0])
-        assert (whole[0] / STATE).read_bytes() == before
+        assert {path: path.read_bytes() for path in (whole[0] / FOLDER).iterdir()} == before
 
     def test_nothing_to_resume(self, dataset: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="without --resume first"):
             run_toy(dataset, tmp_path, resume=True)
 
-    def test_a_damaged_state_is_refused(self, dataset: Path, whole: tuple[Path, Run], tmp_path: Path) -> None:
-        content = (whole[0] / STATE).read_bytes()
-        (tmp_path / STATE).write_bytes(content[: len(content) // 2])
-        with pytest.raises(CheckpointError, match="the state of a run must be readable"):
+    def test_a_damaged_state_is_named_and_the_one_before_taken(
+        self, dataset: Path, whole: tuple[Path, Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run_toy(dataset, tmp_path)
+        newest = tmp_path / FOLDER / "step_00000006.pt"
+        content = newest.read_bytes()
+        newest.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+        watcher = Watcher()
+        run, _ = run_toy(dataset, tmp_path, watcher, resume=True)
+        assert "the state of step 6 is damaged" in caplog.text
+        assert len(watcher.losses) == 3  # from step 3 on
+        assert same(weights(run), weights(whole[1]))
+        for file in (tmp_path / FOLDER).glob("*.pt"):
+            file.write_bytes(file.read_bytes()[:500])
+        with pytest.raises(CheckpointError, match="the state of a run must be readable; received 2 damaged"):
             run_toy(dataset, tmp_path, resume=True)
 
 
@@ -133,11 +145,11 @@ class TestT5NonFinite:
         seen: list[dict[str, Tensor]] = []
         real = Run.step
 
-        def step(self: Run, image: Tensor, label: Tensor) -> float:
+        def step(self: Run, batches: list[Batch]) -> float:
             seen.append(weights(self))
             if len(seen) == 3:
-                image = image * float("nan")
-            return real(self, image, label)
+                batches = [(image * float("nan"), label) for image, label in batches]
+            return real(self, batches)
 
         monkeypatch.setattr(Run, "step", step)
         watcher = Watcher()
@@ -152,11 +164,11 @@ class TestT5NonFinite:
         run, _ = run_toy(dataset, tmp_path, max_steps=1)
         before = weights(run)
         handle = run.plain_net.encoder.norm.weight.register_hook(lambda g: g * float("nan"))
-        image, label = next(run._batches())
-        assert math.isnan(run.step(image, label))
+        batch = next(run._batches())
+        assert math.isnan(run.step([batch]))
         assert same(weights(run), before)
         handle.remove()
-        assert math.isfinite(run.step(image, label))
+        assert math.isfinite(run.step([batch]))
         assert not same(weights(run), before)
 
     def test_t5_many_in_a_row_stop_the_run(

@@ -15,6 +15,7 @@ from sparseg.preprocessing.config import CTIntensity, PreprocessConfig
 from sparseg.training.config import TrainConfig
 from sparseg.training.data import open_dataset
 from sparseg.training.loop import Run
+from sparseg.training.monitor import StepInfo
 from sparseg.training.start import train
 from sparseg.volumes.nifti_writer import write_image, write_label_map
 from sparseg.volumes.phantoms import make_phantom
@@ -82,23 +83,39 @@ class Watcher:
         self.dice: list[float] = []
         self.after_step, self.after_validation = after_step, after_validation
 
-    def on_step(
-        self, step: int, loss: float, crops_per_second: float, share_done: float, data_wait: float
-    ) -> None:
-        assert crops_per_second > 0
-        assert 0 <= data_wait < 1
-        assert 0 < share_done <= 1
-        self.losses.append(loss)
-        self.after_step(step)
+    def on_step(self, info: StepInfo) -> None:
+        assert info.crops_per_second > 0
+        assert 0 <= info.data_wait < 1
+        assert 0 < info.share_done <= 1
+        assert info.memory_bytes > 2**20
+        self.losses.append(info.loss)
+        self.after_step(info.step)
 
-    def on_validation(self, step: int, dice: dict[str, float], mean: float) -> None:
+    def on_validation(
+        self, step: int, dice: dict[str, float], mean: float, best: float, best_step: int
+    ) -> None:
+        assert best >= mean or best_step == step
         assert list(dice) == ["liver", "tumor"]
         self.dice.append(mean)
         self.after_validation(step)
 
 
 def run_toy(
-    dataset: Path, folder: Path, watcher: Watcher | None = None, *, resume: bool = False, **changes: Any
+    dataset: Path,
+    folder: Path,
+    watcher: Watcher | None = None,
+    *,
+    resume: bool = False,
+    until: int | None = None,
+    **changes: Any,
 ) -> tuple[Run, int | None]:
-    """Train (or resume) in `folder`."""
-    return train(*open_dataset(dataset), folder, toy_config(**changes), watcher or Watcher(), resume=resume)
+    """Train (or resume) in `folder`; returns the run and the signal that stopped it."""
+    run, _, received = train(
+        *open_dataset(dataset),
+        folder,
+        toy_config(**changes),
+        watcher or Watcher(),
+        resume=resume,
+        until=until,
+    )
+    return run, received

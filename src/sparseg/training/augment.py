@@ -152,8 +152,9 @@ def augment(
         "label": torch.from_numpy(crop["label"].astype(np.float32)),
     }
     changed = chain(data)
-    image = torch.as_tensor(changed["image"]).float() + pad_value
-    return image.contiguous(), torch.as_tensor(changed["label"]).round().long().contiguous()
+    # MONAI's tensors carry a history of transforms that would follow the crop through the whole network.
+    image, label = (torch.as_tensor(changed[key]).as_subclass(Tensor) for key in BOTH)
+    return (image.float() + pad_value).contiguous(), label.round().long().contiguous()
 
 
 def _sigmas(largest: float) -> dict[str, tuple[float, float]]:

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from sparseg.config import Config
 from sparseg.preprocessing.config import PreprocessConfig
+from sparseg.training.loss_config import LossConfig
+from sparseg.training.sampling_config import SamplingConfig
+from sparseg.training.selection_config import SelectionConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Axes = tuple[Probability, Probability, Probability]
@@ -86,38 +89,70 @@ class TrainConfig(Config):
         preset: Named model.
         model: Overrides of the preset; `in_channels` and `num_classes` always follow the dataset.
         preprocess: None takes the modality's intensity mapping and the median spacing of the training cases.
+        loss: See below.
+        selection: See below.
+        sampling: See below.
         augment: See below.
         optimizer: See below.
         batch_size: Crops per step and process.
         positive_share: Share of the crops centred on a labelled voxel (classes equally likely).
+        accumulate: Batches per optimiser step: the effective batch is this many times as large, the memory is
+            not.
+        ema_decay: Decay of the exponential moving average of the weights, such as 0.999; the average is then
+            what is validated and kept. 0 is off.
         max_steps: Optimiser steps of the whole schedule.
         max_minutes: Wall-clock limit; the schedule is compressed to end with it.
-        validate_every: Steps between validations.
+        patience: Stop after this many validations in a row without a better one; None never does.
+        validate_every: Steps between validations; models and state are stored then.
+        checkpoint_every: Steps between states stored besides; None stores none besides.
+        keep_states: States kept; an older one is used where the newest is damaged.
+        max_bad_steps: Steps in a row with a loss or gradient that is not finite before the run gives up.
         fold: Which fold validates, counted from 0; the others train.
         num_folds: Folds that are made where the dataset brings none.
         overlap: Overlap of windows in validation, and by default when the model predicts.
         num_workers: Processes that cut and augment crops beside the training process.
         precision: fp32, or bf16/fp16 autocast on a device that has it.
+        compile: Parts that torch.compile turns into faster code at the first steps, which then take up to
+            minutes: the transformer `blocks`, or `all` (for GPUs; the decoder does not compile on every CPU).
+        channels_last: Keep feature maps channels last, which some GPUs convolve faster.
+        activation_checkpointing: Compute activations again in the backward pass instead of keeping them: less
+            memory, about a third slower.
+        deterministic: Refuse operations whose result may differ between two runs (matters on a GPU).
         weights_dtype: Type of the stored weights of the best and last model.
         seed: Fixes the split, the initial weights, every crop and all noise.
+        trackers: Where numbers and pictures go besides the run's own log; each needs its optional package.
         provenance: What the model card should say about the data (free text).
     """
 
     preset: str = "vit_tiny_p8"
     model: dict[str, Any] = Field(default_factory=dict)
     preprocess: PreprocessConfig | None = None
+    loss: LossConfig = LossConfig()
+    selection: SelectionConfig = SelectionConfig()
+    sampling: SamplingConfig = SamplingConfig()
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     batch_size: int = Field(default=2, ge=1)
     positive_share: Probability = 0.5
+    accumulate: int = Field(default=1, ge=1)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
     max_steps: int = Field(default=1000, ge=1)
     max_minutes: float | None = Field(default=None, gt=0)
+    patience: int | None = Field(default=None, ge=1)
     validate_every: int = Field(default=200, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    keep_states: int = Field(default=2, ge=1)
+    max_bad_steps: int = Field(default=20, ge=1)
     fold: int = Field(default=0, ge=0)
     num_folds: int = Field(default=5, ge=2)
     overlap: float = Field(default=0.5, ge=0, lt=1)
     num_workers: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: Literal["none", "blocks", "all"] = "none"
+    channels_last: bool = False
+    activation_checkpointing: bool = False
+    deterministic: bool = False
     weights_dtype: Literal["float32", "float16"] = "float32"
     seed: int = Field(default=0, ge=0)
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     provenance: str = ""

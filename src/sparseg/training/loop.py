@@ -4,70 +4,41 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from sparseg.checkpoints.card import ModelCard, Provenance
 from sparseg.checkpoints.folder import load_strict, save_model
+from sparseg.checkpoints.init import load_encoder_init
 from sparseg.datasets.dataset import Dataset
-from sparseg.datasets.label_table import region_masks
-from sparseg.errors import ConfigError, NumericsError
-from sparseg.models.build import build_segmenter
+from sparseg.errors import NumericsError
 from sparseg.models.segmenter import SparseUNETR
 from sparseg.training import log
-from sparseg.training.augment import make_augmentation
+from sparseg.training.batches import Batch, make_batches
+from sparseg.training.card import make_card
 from sparseg.training.config import TrainConfig
 from sparseg.training.data import TrainingData
-from sparseg.training.losses import make_loss
+from sparseg.training.faults import explain_faults, save_bad_batch
+from sparseg.training.monitor import Monitor, StepInfo, memory_in_use
+from sparseg.training.network import average_of, compile_parts, make_network, use_deterministic_algorithms
+from sparseg.training.objective import Objective
 from sparseg.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from sparseg.training.sampling import CropDataset
-from sparseg.training.state import Progress, load_state, save_state
+from sparseg.training.ranks import largest_over_ranks, mean_over_ranks, of_main_rank, seed_step
+from sparseg.training.report import Reporter
+from sparseg.training.selection_stats import merge_stats
+from sparseg.training.state import Progress, State, load_state, save_state
+from sparseg.training.stopping import Reason, SignalWatch, is_stale
 from sparseg.training.validate import validate
 
 logger = logging.getLogger("sparseg")
-MAX_BAD_STEPS = 20
-
-
-class Monitor(Protocol):
-    """What a caller may watch; the command line draws its progress bar through it."""
-
-    def on_step(
-        self, step: int, loss: float, crops_per_second: float, share_done: float, data_wait: float
-    ) -> None:
-        """After every optimiser step; `data_wait` is the share of its time spent waiting for crops."""
-
-    def on_validation(self, step: int, dice: dict[str, float], mean: float) -> None:
-        """After every validation."""
-
-
-class Stop:
-    """Turns the first SIGINT or SIGTERM into "finish the step and save"; the second acts at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __enter__(self) -> Stop:
-        self._old = {
-            number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: object) -> None:
-        self.signal = number
-        signal.signal(number, self._old[signal.Signals(number)])
+SELECTION_EVERY = 10  # steps between statistics of the token selection
 
 
 class Run:
@@ -77,12 +48,20 @@ class Run:
         dataset: Names, labels and regions.
         data: Prepared cases.
         config: Settings.
-        folder: Run folder; holds best/, last/, state.pt, log.jsonl, progress.png.
+        folder: Run folder; holds best/, last/, state/, log.jsonl, progress.png.
         monitor: Watches the run.
+        init: Pre-training, model or foreign checkpoint whose encoder the network starts from.
     """
 
     def __init__(
-        self, dataset: Dataset, data: TrainingData, config: TrainConfig, folder: Path, monitor: Monitor
+        self,
+        dataset: Dataset,
+        data: TrainingData,
+        config: TrainConfig,
+        folder: Path,
+        monitor: Monitor,
+        *,
+        init: Path | None = None,
     ) -> None:
         self.dataset, self.data, self.config, self.folder, self.monitor = (
             dataset,
@@ -91,15 +70,27 @@ class Run:
             folder,
             monitor,
         )
-        precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision]
-        self.accelerator = Accelerator(mixed_precision=precision)
+        if config.deterministic:
+            use_deterministic_algorithms()
+        self.accelerator = Accelerator(
+            mixed_precision={"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision]
+        )
         torch.manual_seed(config.seed)
         net = make_network(dataset, config)
         self.model_config = net.config
+        self.init_report = None if init is None else load_encoder_init(net, init)
+        net.set_activation_checkpointing(config.activation_checkpointing)
+        if config.channels_last:
+            net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         optimizer = make_optimizer(net, config.optimizer, net.config.depth, net.config.pruning_stages)
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
-        self.loss = make_loss(regions=bool(dataset.regions))
+        self.ema = average_of(self.plain_net, config.ema_decay)
+        # In place, so that names of weights stay what they are; the average is never compiled.
+        compile_parts(self.plain_net, config.compile)
+        self.objective = Objective(net.config, config, dataset, data.training)
+        self.selection: list[dict[str, float]] = []  # statistics of this step's batches
         self.progress = Progress()
+        self.reporter: Reporter | None = None
 
     @property
     def plain_net(self) -> SparseUNETR:
@@ -107,73 +98,127 @@ class Run:
         net: SparseUNETR = self.accelerator.unwrap_model(self.net)
         return net
 
+    @property
+    def best_weights(self) -> SparseUNETR:
+        """The network that is validated and kept: the average of the weights, if there is one."""
+        if self.ema is None:
+            return self.plain_net
+        return cast(SparseUNETR, self.ema.module)
+
     def resume(self) -> None:
-        """Go back to the stored state."""
-        self.progress, state = load_state(self.folder)
-        load_strict(self.plain_net, state["model"], where=self.folder / "state.pt")
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        """Go back to the newest whole state."""
+        state = load_state(self.folder)
+        self.progress = state.progress
+        load_strict(self.plain_net, state.model, where=self.folder)
+        self.optimizer.load_state_dict(state.optimizer)
+        if self.ema is not None and state.ema is not None:
+            self.ema.load_state_dict(state.ema)
+        if self.accelerator.scaler is not None and state.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        # The schedule may have been made longer or shorter meanwhile.
+        self.progress = self.progress.model_copy(update={"finished": self._share_done() >= 1})
         log.truncate(self.folder, self.progress.step)
 
-    def train(self) -> int | None:
-        """Train to the end of the schedule or the time limit, or until a signal.
+    def train(self, *, until: int | None = None) -> tuple[Reason, int | None]:
+        """Train to the end of the schedule or the time limit, a step, a signal, or the end of improvement.
+
+        Args:
+            until: Stop when this many steps are done; the schedule stays that of the whole run.
 
         Returns:
-            The signal that stopped it, or None.
+            Why it stopped, and the number of the signal if one came.
 
         Raises:
-            NumericsError: the loss stayed non-finite for `MAX_BAD_STEPS` steps in a row.
+            NumericsError: the loss stayed non-finite for `max_bad_steps` steps in a row.
+            ResourceError: out of memory, or a process that was killed.
         """
-        started = time.monotonic() - self.progress.minutes * 60
-        bad_steps, first_step = 0, self.progress.step
-        with Stop() as stop:
-            batches = self._batches()
-            while stop.signal is None and self._share_done() < 1:
-                begun = time.monotonic()
-                image, label = next(batches)
-                waited = time.monotonic() - begun
-                loss = self.step(image, label)
-                bad_steps = 0 if math.isfinite(loss) else bad_steps + 1
-                if bad_steps >= MAX_BAD_STEPS:
-                    raise NumericsError(
-                        f"the loss must be finite; it was not for {bad_steps} steps in a row",
-                        remedy="lower optimizer.lr or train in fp32; the last good state is kept",
-                        where=self.folder,
-                    )
-                self._advance(minutes=(time.monotonic() - started) / 60)
-                self._report(loss, time.monotonic() - begun, waited)
-                if self.progress.step % self.config.validate_every == 0 and self._share_done() < 1:
-                    self.checkpoint()
-            if self.progress.step > first_step:  # a finished run that is resumed has nothing new to store
-                self.checkpoint()
-        return stop.signal
+        started, first_step = time.monotonic() - self.progress.minutes * 60, self.progress.step
+        self.reporter = self._open_reporter()
+        try:
+            with SignalWatch() as watch, explain_faults(self.folder):
+                reason = self._steps(started, watch, until)
+        finally:
+            if self.reporter is not None:
+                self.reporter.close()
+        if self.progress.step > first_step and reason in (Reason.SIGNAL, Reason.UNTIL):
+            self._store_state()
+        return reason, watch.received
 
-    def step(self, image: Tensor, label: Tensor) -> float:
-        """One optimiser step on a batch; a non-finite loss or gradient changes nothing."""
-        set_learning_rate(
-            self.optimizer, learning_rate(self.config.optimizer, self.progress.step, self._share_done())
-        )
-        device = self.accelerator.device
-        with self.accelerator.autocast():
-            loss = self.loss(self.net(image.to(device)), label.to(device))
+    def _steps(self, started: float, watch: SignalWatch, until: int | None) -> Reason:
+        batches, bad_steps = self._batches(), 0
+        while not self.progress.finished:
+            if largest_over_ranks(self.accelerator, watch.received or 0):
+                return Reason.SIGNAL
+            if until is not None and self.progress.step >= until:
+                return Reason.UNTIL
+            begun = time.monotonic()
+            taken = [next(batches) for _ in range(self.config.accumulate)]
+            waited = time.monotonic() - begun
+            loss = self.step(taken)
+            bad_steps = 0 if math.isfinite(loss) else bad_steps + 1
+            self._require_finite(bad_steps, taken)
+            self._advance(started, skipped=not math.isfinite(loss))
+            self._report(loss, time.monotonic() - begun, waited)
+            self._checkpoint()
+            if is_stale(self.progress.validations_since_best, self.config.patience):
+                return Reason.PATIENCE
+        return Reason.DONE
+
+    def step(self, batches: list[Batch]) -> float:
+        """One optimiser step over one or more batches; returns the mean loss over all processes.
+
+        A non-finite loss or gradient, in whichever process, changes nothing anywhere.
+        """
+        seed_step(self.config.seed, self.progress.step, self.accelerator.process_index)
+        rate = learning_rate(self.config.optimizer, self.progress.step, self._share_done())
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, (image, target) in enumerate(batches, start=1):
+            # Gradients are exchanged once, with the last of the batches.
+            with self.accelerator.no_sync(self.net) if number < len(batches) else nullcontext():
+                loss = self._loss(image, target) / len(batches)
+                self.accelerator.backward(loss)
+            total += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.optimizer.clip_norm)
+        mean = mean_over_ranks(self.accelerator, total)
         # clip_grad_norm_ spreads one NaN over all gradients, so a step on it would lose every weight.
-        if bool(torch.isfinite(loss)) and (self.config.precision == "fp16" or bool(torch.isfinite(norm))):
+        if math.isfinite(mean) and (self.config.precision == "fp16" or bool(torch.isfinite(norm))):
             self.optimizer.step()
-            return float(loss.detach())
+            if self.ema is not None:
+                self.ema.update_parameters(self.plain_net)
+            return mean
         logger.warning("step %d skipped: loss or gradient is not finite", self.progress.step)
         return math.nan
 
-    def checkpoint(self) -> None:
-        """Validate, keep the best model, and store model and state of this step."""
-        names = list(self.dataset.regions) or [
-            self.dataset.labels[i] for i in sorted(self.dataset.labels) if i
-        ]
+    def _loss(self, image: Tensor, target: Tensor) -> Tensor:
+        device = self.accelerator.device
+        image = image.to(device, non_blocking=True)
+        if self.config.channels_last:
+            image = image.to(memory_format=torch.channels_last_3d)
+        with self.accelerator.autocast():
+            loss, stats = self.objective(
+                self.net,
+                image,
+                target.to(device, non_blocking=True),
+                self._share_done(),
+                with_stats=self.progress.step % SELECTION_EVERY == 0,
+            )
+        self.selection += [stats] if stats else []
+        return loss
+
+    def _checkpoint(self) -> None:
+        """Validate and keep models, and store the state, when it is time."""
+        step, done = self.progress.step, self.progress.finished
+        if done or step % self.config.validate_every == 0:
+            self._validate()
+            self._store_state()
+        elif self.config.checkpoint_every and step % self.config.checkpoint_every == 0:
+            self._store_state()
+
+    def _validate(self) -> None:
         values = validate(
-            self.plain_net,
+            self.best_weights,
             self.data.validation,
             regions=self.dataset.regions,
             overlap=self.config.overlap,
@@ -181,126 +226,109 @@ class Run:
             device=self.accelerator.device,
         )
         mean = float(np.nanmean(values)) if not np.isnan(values).all() else 0.0
+        best = self.progress.best_dice
+        is_best = best is None or mean > best
+        changes = (
+            {"best_dice": mean, "best_step": self.progress.step, "validations_since_best": 0}
+            if is_best
+            else {"validations_since_best": self.progress.validations_since_best + 1}
+        )
+        self.progress = self.progress.model_copy(update=changes)
         if self.accelerator.is_main_process:
-            self._store(dict(zip(names, values, strict=True)), mean)
-        self.accelerator.wait_for_everyone()
+            self._keep(dict(zip(self._output_names(), values, strict=True)), mean, is_best=is_best)
 
-    def _store(self, dice: dict[str, float], mean: float) -> None:
-        step = self.progress.step
-        is_best = self.progress.best_dice is None or mean > self.progress.best_dice
-        if is_best:
-            self.progress = self.progress.model_copy(update={"best_dice": mean, "best_step": step})
-        log.append(self.folder, {"kind": "validation", "step": step, "dice": dice, "mean_dice": mean})
-        card, net = self._card(mean), self.plain_net
+    def _keep(self, dice: dict[str, float], mean: float, *, is_best: bool) -> None:
+        card = make_card(self.dataset, self.data, self.config, self.model_config, self.progress, mean)
         dtype = getattr(torch, self.config.weights_dtype)
         for name in ("last", "best") if is_best else ("last",):
-            save_model(self.folder / name, net, card, dtype=dtype)
+            save_model(self.folder / name, self.best_weights, card, dtype=dtype)
+        if self.reporter is not None:
+            best, best_step = self.progress.best_dice or 0.0, self.progress.best_step
+            self.reporter.validation(self.progress.step, dice, mean, best=best, best_step=best_step)
+
+    def _store_state(self) -> None:
         scaler = self.accelerator.scaler
-        save_state(
-            self.folder,
-            self.progress,
-            net.state_dict(),
-            self.optimizer.state_dict(),
-            None if scaler is None else scaler.state_dict(),
-        )
-        log.draw(self.folder)
-        self.monitor.on_validation(step, dice, mean)
+        if self.accelerator.is_main_process:
+            state = State(
+                self.progress,
+                self.plain_net.state_dict(),
+                self.optimizer.state_dict(),
+                None if scaler is None else scaler.state_dict(),
+                None if self.ema is None else self.ema.state_dict(),
+            )
+            save_state(self.folder, state, keep=self.config.keep_states)
+        self.accelerator.wait_for_everyone()
 
-    def _card(self, mean: float) -> ModelCard:
-        return ModelCard(
-            model=self.model_config,
-            preprocess=self.data.preprocess,
-            channels=self.dataset.channels,
-            labels=self.dataset.labels,
-            regions=self.dataset.regions,
-            overlap=self.config.overlap,
-            provenance=Provenance(
-                dataset=self.dataset.name,
-                num_training_cases=len(self.data.training),
-                steps=self.progress.step,
-                seed=self.config.seed,
-                minutes=round(self.progress.minutes, 2),
-                validation_dice=mean,
-                note=self.config.provenance,
-                versions=_versions(),
-            ),
-        )
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        crops = CropDataset(
-            self.data.training,
+    def _batches(self) -> Iterator[Batch]:
+        return make_batches(
+            self.dataset,
+            self.data,
+            self.config,
             self.model_config.roi_size,
-            make_augmentation(self.config.augment, self.model_config.roi_size),
-            positive_share=self.config.positive_share,
-            pad_value=self.data.preprocess.background_value,
-            seed=self.config.seed,
+            first_crop=self.progress.crops,
+            world=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
         )
-        loader = DataLoader(
-            crops,
-            batch_sampler=_step_numbers(self.progress.step, self.config, self.accelerator),
-            num_workers=self.config.num_workers,
-            # A generator of its own: the loader draws a seed, and a resumed run would draw one more of ours.
-            generator=torch.Generator(),
-        )
-        for image, label in loader:
-            if self.dataset.regions:
-                masks = [region_masks(one[0].numpy(), self.dataset.regions) for one in label]
-                yield image, torch.from_numpy(np.stack(masks)).float()
-            else:
-                yield image, label
 
-    def _advance(self, minutes: float) -> None:
-        self.progress = self.progress.model_copy(update={"step": self.progress.step + 1, "minutes": minutes})
+    def _open_reporter(self) -> Reporter | None:
+        """Only the main process reports."""
+        if not self.accelerator.is_main_process:
+            return None
+        resumed_from = self.progress.step or None
+        return Reporter(self.folder, self.monitor, self.config.trackers, resumed_from=resumed_from)
+
+    def _advance(self, started: float, *, skipped: bool) -> None:
+        minutes = of_main_rank(self.accelerator, (time.monotonic() - started) / 60)
+        crops = self.config.batch_size * self.config.accumulate * self.accelerator.num_processes
+        self.progress = self.progress.model_copy(
+            update={
+                "step": self.progress.step + 1,
+                "crops": self.progress.crops + crops,
+                "minutes": minutes,
+                "skipped": self.progress.skipped + skipped,
+            }
+        )
+        self.progress = self.progress.model_copy(update={"finished": self._share_done() >= 1})
 
     def _share_done(self) -> float:
         share = self.progress.step / self.config.max_steps
         limit = self.config.max_minutes
         return min(1.0, share if limit is None else max(share, self.progress.minutes / limit))
 
-    def _report(self, loss: float, seconds: float, waited: float) -> None:
-        if not self.accelerator.is_main_process:
+    def _require_finite(self, bad_steps: int, batches: list[Batch]) -> None:
+        if not bad_steps:
             return
-        crops = self.config.batch_size * self.accelerator.num_processes
-        row: dict[str, Any] = {
-            "kind": "train",
-            "step": self.progress.step,
-            "loss": loss,
-            "lr": self.optimizer.param_groups[-1]["lr"],
-            "seconds": round(seconds, 4),
-            "data_wait_share": round(waited / seconds, 4),
-        }
-        log.append(self.folder, row)
-        self.monitor.on_step(self.progress.step, loss, crops / seconds, self._share_done(), waited / seconds)
-
-
-def make_network(dataset: Dataset, config: TrainConfig) -> SparseUNETR:
-    """The preset with the run's overrides, channels and outputs following the dataset.
-
-    Raises:
-        ConfigError: an override that the dataset decides, or an unknown one.
-    """
-    for name, value in (("in_channels", len(dataset.channels)), ("num_classes", dataset.num_classes)):
-        if config.model.get(name, value) != value:
-            raise ConfigError(
-                f"the dataset decides model.{name} ({value})",
-                received=config.model[name],
-                remedy="remove it from the configuration",
-                where=f"model.{name}",
+        save_bad_batch(self.folder, self.progress.step, batches)
+        if bad_steps >= self.config.max_bad_steps:
+            raise NumericsError(
+                f"the loss must be finite; it was not for {bad_steps} steps in a row",
+                remedy="look at the crops in bad_batch_*.pt, lower optimizer.lr or train in fp32; the last "
+                "good state is kept",
+                where=self.folder,
+                code="loss-not-finite",
             )
-    sizes = {"in_channels": len(dataset.channels), "num_classes": dataset.num_classes}
-    return build_segmenter(config.preset, **{**config.model, **sizes})
 
+    def _report(self, loss: float, seconds: float, waited: float) -> None:
+        if self.reporter is None:
+            return
+        crops = self.config.batch_size * self.config.accumulate * self.accelerator.num_processes
+        info = StepInfo(
+            step=self.progress.step,
+            max_steps=self.config.max_steps,
+            loss=loss,
+            lr=self.optimizer.param_groups[-1]["lr"],
+            seconds=seconds,
+            crops_per_second=crops / seconds,
+            data_wait=waited / seconds,
+            share_done=self._share_done(),
+            minutes=self.progress.minutes,
+            tokens=tuple(self.plain_net.token_counts()),
+            memory_bytes=memory_in_use(self.accelerator.device),
+            skipped=self.progress.skipped,
+        )
+        self.reporter.step(info, merge_stats(self.selection))
+        self.selection = []
 
-def _step_numbers(first_step: int, config: TrainConfig, accelerator: Accelerator) -> Iterator[list[int]]:
-    """Crop numbers of each batch of this process: no crop twice, the same after a resumption."""
-    step, world, rank = first_step, accelerator.num_processes, accelerator.process_index
-    while True:
-        start = (step * world + rank) * config.batch_size
-        yield list(range(start, start + config.batch_size))
-        step += 1
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("sparseg", "torch", "monai")}
+    def _output_names(self) -> list[str]:
+        names = self.dataset.labels
+        return list(self.dataset.regions) or [names[i] for i in sorted(names) if i]

@@ -6,6 +6,7 @@ Everything is computed in float32 or wider, whatever autocast says: the sums of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from monai.losses import DiceLoss, FocalLoss
@@ -49,11 +50,18 @@ def make_loss(
 
     def loss(logits: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
         levels = [logits] if isinstance(logits, Tensor) else list(logits)
-        with torch.autocast(target.device.type, enabled=False):
+        with _full_precision(target.device.type):
             losses = [single(_wide(level), downsample(target, level.shape[2:])) for level in levels]
             return _weighted(losses, config.deep_weights)
 
     return loss
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Switch autocast off where the device knows it (the meta device, which only counts memory, does not)."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def downsample(target: Tensor, size: Sequence[int]) -> Tensor:

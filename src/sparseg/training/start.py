@@ -13,8 +13,13 @@ from sparseg.errors import ConfigError
 from sparseg.training.augment import margin_size
 from sparseg.training.config import TrainConfig
 from sparseg.training.data import load_training_data
-from sparseg.training.loop import Monitor, Run, make_network
-from sparseg.training.state import STATE
+from sparseg.training.loop import Run
+from sparseg.training.manifest import write_manifest
+from sparseg.training.monitor import Monitor
+from sparseg.training.network import make_network
+from sparseg.training.state import has_state
+from sparseg.training.stopping import Reason
+from sparseg.volumes.atomic import write_bytes_atomically
 
 CONFIG, SPLITS = "config.yaml", "splits.json"
 
@@ -27,12 +32,14 @@ def train(
     monitor: Monitor,
     *,
     resume: bool = False,
+    until: int | None = None,
+    init: Path | None = None,
     splits: Path | None = None,
     cache: Path | None = None,
     notes: Mapping[str, str] | None = None,
     on_size: Callable[[int, int, Path], None] = lambda *_: None,
     on_case: Callable[[str], None] = lambda _: None,
-) -> tuple[Run, int | None]:
+) -> tuple[Run, Reason, int | None]:
     """Train on a dataset; see `Run.train`.
 
     Args:
@@ -41,6 +48,8 @@ def train(
         run_folder: Made here; must not hold a run unless it is resumed.
         config: Settings; with `resume` those the run was started with (`stored_config`).
         monitor: Watches the run.
+        until: Stop after this many steps; a resumed run goes on from there.
+        init: Pre-training, model or foreign checkpoint whose encoder a new run starts from.
         resume: Go on from the last stored state, with the splits the run was started with.
         splits: File of folds; by default the dataset's own, else new ones. The run folder keeps them.
         cache: Folder of prepared cases; by default in the user's cache folder.
@@ -49,7 +58,7 @@ def train(
         on_case: Called with each case's name when it is prepared.
 
     Returns:
-        The finished run, and the signal that stopped it early or None.
+        The run, why it ended, and the signal if one stopped it.
 
     Raises:
         ConfigError: the run folder already holds a run.
@@ -69,16 +78,25 @@ def train(
         on_case=on_case,
     )
     run_folder.mkdir(parents=True, exist_ok=True)
-    run = Run(dataset, data, config, run_folder, monitor)
+    run = Run(dataset, data, config, run_folder, monitor, init=None if resume else init)
     if resume:
         run.resume()
-    else:
-        (run_folder / "log.jsonl").unlink(missing_ok=True)
-        (run_folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-        write_splits(run_folder / SPLITS, data.splits)
-        for name, text in (notes or {}).items():
-            (run_folder / name).write_text(text, encoding="utf-8")
-    return run, run.train()
+    if run.accelerator.is_main_process:
+        report = {} if run.init_report is None else {"init.txt": run.init_report.describe() + "\n"}
+        _write_notes(run_folder, run, facts, {} if resume else {**(notes or {}), **report})
+    reason, received = run.train(until=until)
+    return run, reason, received
+
+
+def _write_notes(folder: Path, run: Run, facts: Sequence[CaseFacts], notes: Mapping[str, str]) -> None:
+    """Settings, folds and manifest of the run; a resumed one may have been given another length."""
+    if not has_state(folder):
+        (folder / "log.jsonl").unlink(missing_ok=True)
+    write_bytes_atomically(folder / CONFIG, to_yaml(run.config).encode())
+    write_splits(folder / SPLITS, run.data.splits)
+    write_manifest(folder, run.dataset, facts, run.config, num_processes=run.accelerator.num_processes)
+    for name, text in notes.items():
+        write_bytes_atomically(folder / name, text.encode())
 
 
 def require_free(run_folder: Path, *, resume: bool) -> None:
@@ -87,7 +105,7 @@ def require_free(run_folder: Path, *, resume: bool) -> None:
     Raises:
         ConfigError: the run folder already holds a run.
     """
-    if not resume and (run_folder / STATE).exists():
+    if not resume and has_state(run_folder):
         raise ConfigError(
             "a new run needs an empty folder",
             received="a folder that already holds a run",

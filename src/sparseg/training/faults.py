@@ -1,0 +1,59 @@
+"""Faults that torch reports in its own words, said in ours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparseg.errors import ResourceError
+
+logger = logging.getLogger("sparseg")
+MAX_SAVED_BATCHES = 3
+
+
+@contextmanager
+def explain_faults(folder: Path) -> Iterator[None]:
+    """Turn lack of memory and the death of a loader worker into errors that say what to lower.
+
+    Raises:
+        ResourceError: out of device memory, or a worker that was killed.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            "a training step must fit the memory of the device",
+            received=str(error).split(". ")[0],
+            remedy="lower batch_size (accumulate keeps the effective batch), set activation_checkpointing: "
+            "true, or use a smaller model.roi_size; then --resume",
+            where=folder,
+            code="device-memory",
+        ) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ResourceError(
+            "the processes that cut crops must stay alive",
+            received=str(error).splitlines()[0],
+            remedy="the system most likely lacked memory (or /dev/shm): lower num_workers, then --resume",
+            where=folder,
+            code="worker-killed",
+        ) from error
+
+
+def save_bad_batch(folder: Path, step: int, batches: list[tuple[Tensor, Tensor]]) -> Path | None:
+    """Keep the crops of a step whose loss was not finite as `bad_batch_STEP.pt`; the first few only.
+
+    Returns:
+        The file, or None if there are enough already.
+    """
+    if len(list(folder.glob("bad_batch_*.pt"))) >= MAX_SAVED_BATCHES:
+        return None
+    path = folder / f"bad_batch_{step}.pt"
+    torch.save({"images": [image for image, _ in batches], "labels": [label for _, label in batches]}, path)
+    return path

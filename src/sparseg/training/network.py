@@ -1,0 +1,59 @@
+"""The network of a run: built for the dataset, and wrapped for speed or memory as the settings say."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sparseg.datasets.dataset import Dataset
+from sparseg.errors import ConfigError
+from sparseg.layers.block import Block
+from sparseg.models.build import build_segmenter
+from sparseg.models.segmenter import SparseUNETR
+from sparseg.training.config import TrainConfig
+
+
+def make_network(dataset: Dataset, config: TrainConfig) -> SparseUNETR:
+    """The preset with the run's overrides, channels and outputs following the dataset.
+
+    Raises:
+        ConfigError: an override that the dataset decides, or an unknown one.
+    """
+    for name, value in (("in_channels", len(dataset.channels)), ("num_classes", dataset.num_classes)):
+        if config.model.get(name, value) != value:
+            raise ConfigError(
+                f"the dataset decides model.{name} ({value})",
+                received=config.model[name],
+                remedy="remove it from the configuration",
+                where=f"model.{name}",
+            )
+    sizes = {"in_channels": len(dataset.channels), "num_classes": dataset.num_classes}
+    return build_segmenter(config.preset, **{**config.model, **sizes})
+
+
+def average_of(net: nn.Module, decay: float) -> AveragedModel | None:
+    """Exponential moving average of the weights, None with decay 0 (off)."""
+    if decay == 0:
+        return None
+    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+
+
+def compile_parts(net: SparseUNETR, parts: str) -> None:
+    """Compile parts of a network in place: "none", its transformer "blocks", or "all" of it.
+
+    Blocks are alike, so one compilation per number of tokens serves all of them.
+    """
+    if parts == "all":
+        net.compile()
+    elif parts == "blocks":
+        for part in net.modules():
+            if isinstance(part, Block):
+                part.compile(dynamic=False)
+
+
+def use_deterministic_algorithms() -> None:
+    """Let torch refuse or replace what may differ between two runs (matters on a GPU)."""
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    torch.backends.cudnn.benchmark = False

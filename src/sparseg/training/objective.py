@@ -1,0 +1,76 @@
+"""From a batch to the loss that is minimised, and to what the log says of the token selection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sparseg.datasets.cache import CachedCase
+from sparseg.datasets.dataset import Dataset
+from sparseg.models.config import SegmenterConfig
+from sparseg.training.config import TrainConfig
+from sparseg.training.losses import make_loss
+from sparseg.training.selection import patch_targets, score_loss, selection_at, wanted_patches
+from sparseg.training.selection_stats import selection_stats
+
+
+class Objective:
+    """Segmentation loss, and the score loss where it is switched on.
+
+    Args:
+        model: Settings of the network.
+        config: Settings of the run.
+        dataset: Classes or regions.
+        cases: Training cases, for class weights by frequency.
+    """
+
+    def __init__(
+        self, model: SegmenterConfig, config: TrainConfig, dataset: Dataset, cases: Sequence[CachedCase]
+    ) -> None:
+        self.model, self.config = model, config
+        self.loss = make_loss(
+            config.loss, regions=bool(dataset.regions), num_voxels=voxels_per_output(dataset, cases)
+        )
+
+    def __call__(
+        self,
+        network: Callable[..., Any],
+        image: Tensor,
+        target: Tensor,
+        progress: float,
+        *,
+        with_stats: bool = False,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a batch, and statistics of the selection (empty unless asked for).
+
+        Args:
+            network: The network, wrapped or compiled.
+            image: `[B,C,H,W,D]`.
+            target: Ids `[B,1,H,W,D]`, or masks `[B,R,H,W,D]` of regions.
+            progress: Share of the run that is over.
+            with_stats: Whether to compute the statistics.
+        """
+        if not self.model.pruning_stages:
+            return self.loss(network(image), target), {}
+        settings = self.config.selection
+        choice = selection_at(settings, self.model, progress, target)
+        logits, _, decisions = network(image, return_selection=True, selection=choice)
+        loss = self.loss(logits, target)
+        patch, outputs = self.model.patch_size, self.model.num_classes
+        if settings.score_weight:
+            wanted = wanted_patches(patch_targets(target, patch, outputs), settings)
+            loss = loss + settings.score_weight * score_loss(decisions, wanted, self.model.temperature)
+        return loss, selection_stats(decisions, target, patch, outputs) if with_stats else {}
+
+
+def voxels_per_output(dataset: Dataset, cases: Sequence[CachedCase]) -> list[int]:
+    """Voxels of each output of the network (classes with the background, or regions) over all cases."""
+    counts: dict[int, int] = {}
+    for case in cases:
+        for number, voxels in case.record.class_counts.items():
+            counts[number] = counts.get(number, 0) + voxels
+    if dataset.regions:
+        return [sum(counts.get(i, 0) for i in ids) for ids in dataset.regions.values()]
+    return [counts.get(number, 0) for number in range(len(dataset.labels))]
