@@ -67,6 +67,26 @@ class Data:
     skip_bad: Annotated[bool, cyclopts.Parameter(negative="")] = False
 
 
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True)
+class Origin:
+    """What a run starts from.
+
+    Parameters
+    ----------
+    init
+        Pre-training run, model folder or foreign checkpoint whose encoder the network starts from.
+    seed
+        Seed of all random choices.
+    deterministic
+        Refuse operations whose result may differ between two runs (matters on a GPU; a CPU repeats anyway).
+    """
+
+    init: Path | None = None
+    seed: int | None = None
+    deterministic: Annotated[bool, cyclopts.Parameter(negative="")] = False
+
+
 def train(
     dataset: Path,
     /,
@@ -76,9 +96,8 @@ def train(
     config: Path | None = None,
     set_: Annotated[tuple[str, ...], cyclopts.Parameter(name="--set", negative="")] = (),
     length: Length | None = None,
-    init: Path | None = None,
     data: Data | None = None,
-    seed: int | None = None,
+    origin: Origin | None = None,
     resume: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
     """Train a segmentation model.
@@ -98,10 +117,6 @@ def train(
         YAML file with settings, such as plan.yaml.
     set_
         One setting, e.g. --set optimizer.lr=5e-4 or --set model.keep_ratio=0.25; may be repeated.
-    init
-        Pre-training run, model folder or foreign checkpoint whose encoder the network starts from.
-    seed
-        Seed of all random choices.
     resume
         Go on with the run in --out, with its settings; only its length may change.
     """
@@ -109,12 +124,17 @@ def train(
     from sparseg.cli.output import progress_bar
     from sparseg.training import start
 
-    length, data = length or Length(), data or Data()
+    length, data, origin = length or Length(), data or Data(), origin or Origin()
     given = given_flags(
-        preset=preset, max_steps=length.max_steps, max_minutes=length.max_minutes, fold=data.fold, seed=seed
+        preset=preset,
+        max_steps=length.max_steps,
+        max_minutes=length.max_minutes,
+        fold=data.fold,
+        seed=origin.seed,
+        deterministic=origin.deterministic or None,
     )
     start.require_free(out, resume=resume)
-    others = {"config": config, "set": set_, "splits": data.splits, "init": init}
+    others = {"config": config, "set": set_, "splits": data.splits, "init": origin.init}
     settings = (
         _resumed(out, given, others, length.extend)
         if resume
@@ -137,7 +157,7 @@ def train(
             watcher,
             resume=resume,
             until=length.until,
-            init=init,
+            init=origin.init,
             splits=data.splits,
             cache=data.cache,
             notes=notes,
