@@ -1,0 +1,44 @@
+"""Row T4: a loader worker that the system kills ends the run soon; the text names worker and memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sparseg.training.state import has_state
+from training.toy import write_toy_dataset
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
+def test_t4_a_killed_loader_worker(tmp_path: Path) -> None:
+    dataset, run = write_toy_dataset(tmp_path / "data"), tmp_path / "run"
+    command = [sys.executable, "-m", "sparseg", "train", str(dataset), "--out", str(run)]
+    command += ["--preset", "test_tiny", "--max-steps", "100000"]
+    for setting in ("num_workers=1", "batch_size=1", "checkpoint_every=2", "validate_every=100000"):
+        command += ["--set", setting]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+        deadline = time.monotonic() + 120
+        while not has_state(run) and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.1)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        for worker in workers:
+            worker.kill()
+        killed = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+    assert workers, errors
+    assert time.monotonic() - killed < 30
+    assert process.returncode == 1
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "processes that cut crops must stay alive" in last
+    assert "memory" in last
+    assert "num_workers" in last
+    assert "--resume" in last
+    assert has_state(run)
