@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import cyclopts
 
 from sparseg import __version__
-from sparseg.cli import bench, cache, check, evaluate, info, plan, predict, sample, synth, train
+from sparseg.cli import bench, cache, check, evaluate, info, plan, predict, pretrain, sample, synth, train
 from sparseg.cli.output import print_error
 from sparseg.errors import InputError, SparsegError
 
@@ -27,6 +27,7 @@ for command in (
     info.info,
     check.check,
     plan.plan,
+    pretrain.pretrain,
     train.train,
     predict.predict,
     evaluate.evaluate,

@@ -1,0 +1,253 @@
+"""`sparseg pretrain`: let an encoder learn from images without labels."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from sparseg.datasets.dataset import Dataset
+    from sparseg.datasets.facts import CaseFacts
+    from sparseg.training.monitor import StepInfo
+    from sparseg.training.pretrain.config import PretrainConfig
+    from sparseg.training.pretrain.loop import PretrainRun
+
+_LINE_EVERY_S = 30
+
+
+def pretrain(
+    dataset: Path,
+    /,
+    *,
+    out: Path,
+    preset: str | None = None,
+    config: Path | None = None,
+    set_: Annotated[tuple[str, ...], cyclopts.Parameter(name="--set", negative="")] = (),
+    max_steps: int | None = None,
+    max_minutes: float | None = None,
+    mask_ratio: float | None = None,
+    cache: Path | None = None,
+    seed: int | None = None,
+    skip_bad: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    resume: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+) -> int:
+    """Pre-train an encoder on images, with or without labels; labels are not used.
+
+    Most patches of each crop are hidden, and the network learns to paint them in. The run folder holds the
+    encoder, its card, settings, log and pictures. Go on with: sparseg train DATASET --init RUN. Ctrl-C saves
+    and stops; --resume goes on.
+
+    Parameters
+    ----------
+    dataset
+        Dataset in any layout of docs/how-to/datasets.md, or a plain folder of image files and DICOM series.
+    out
+        Run folder to write.
+    preset
+        Named model whose encoder is trained, e.g. vit_tiny_p8, vit_small_p8, vit_base_p8.
+    config
+        YAML file with settings; of a plan.yaml model and preprocessing are taken.
+    set_
+        One setting, e.g. --set optimizer.lr=5e-4 or --set cases=training; may be repeated.
+    max_steps
+        Optimiser steps.
+    max_minutes
+        Wall-clock limit; the learning-rate schedule ends with it.
+    mask_ratio
+        Share of the patches that is hidden, 0.75 by default.
+    cache
+        Folder of prepared cases; by default in the user's cache folder.
+    seed
+        Seed of all random choices.
+    skip_bad
+        Leave out images that cannot be used, by name, instead of refusing the dataset.
+    resume
+        Go on with the run in --out, with its settings; only max-steps and max-minutes may change.
+    """
+    from sparseg.cli.output import progress_bar
+    from sparseg.cli.settings import given_flags
+    from sparseg.training.pretrain import start
+    from sparseg.training.pretrain.images import open_images
+
+    given = given_flags(preset=preset, max_steps=max_steps, max_minutes=max_minutes, seed=seed)
+    if mask_ratio is not None:
+        given["autoencoder"] = {"mask_ratio": mask_ratio}
+    start.require_new(out, resume=resume)
+    settings = _resumed(out, given, config, set_) if resume else _settings(_load(config), set_, given, config)
+    with progress_bar() as bar:
+        watcher = _Watcher(bar)
+        only = settings.cases == "training"
+        found, facts = open_images(dataset, training_only=only, skip_bad=skip_bad, on_case=watcher.on_read)
+        watcher.say(f"{len(found.training)} images of {found.layout} dataset {found.name!r}, labels not used")
+        if config is None and not resume:
+            settings = _settings(_planned(dataset, found, facts, preset, set_, watcher), set_, given, None)
+        watcher.begin(settings.max_minutes, settings.max_steps)
+        run, reason, received = start.pretrain(
+            found,
+            facts,
+            out,
+            settings,
+            watcher,
+            resume=resume,
+            cache=cache,
+            on_size=watcher.on_size,
+            on_case=lambda name: watcher.say(f"preparing {name}"),
+        )
+    return _finish(run, reason.value, received, f"sparseg pretrain {dataset} --out {out} --resume")
+
+
+def _finish(run: PretrainRun, reason: str, received: int | None, command: str) -> int:
+    """Say how far the run came, and return the exit code: 128 + signal for Ctrl-C and SIGTERM, else 0."""
+    if not run.accelerator.is_main_process:
+        return 0
+    done, loss = run.progress, run.card().loss
+    error = "" if loss is None else f"; mean loss of the last steps {loss:.4f}"
+    sys.stdout.write(f"{done.step} steps in {done.minutes:.1f} min{error}\n")
+    sys.stdout.write(f"encoder in {run.folder}; go on with: sparseg train DATASET --init {run.folder}\n")
+    if done.finished:
+        return 0
+    sys.stdout.write(f"stopped early: {reason}; go on with: {command}\n")
+    return 128 + received if received in (signal.SIGINT, signal.SIGTERM) else 0
+
+
+def _load(config: Path | None) -> dict[str, Any]:
+    """What a settings file says about pre-training; nothing without one."""
+    from sparseg.config import load_yaml
+    from sparseg.training.pretrain.config import from_training_settings
+
+    return {} if config is None else from_training_settings(load_yaml(config), config)
+
+
+def _settings(
+    values: dict[str, Any], assignments: tuple[str, ...], flags: dict[str, Any], where: Path | None
+) -> PretrainConfig:
+    """Defaults, then the file or plan, then --set, then flags."""
+    from sparseg.config import merge, override, parse_config
+    from sparseg.training.pretrain.config import PretrainConfig, segmenter_config
+
+    settings = parse_config(PretrainConfig, merge(override(values, assignments), flags), where=where or "")
+    # Checked here too, where the file that holds a wrong model setting is known.
+    segmenter_config(settings, settings.model.get("in_channels", 1), f"{where}: model" if where else "model")
+    return settings
+
+
+def _resumed(
+    run: Path, flags: dict[str, Any], config: Path | None, assignments: tuple[str, ...]
+) -> PretrainConfig:
+    """The settings the run was started with, and a new limit."""
+    from sparseg.config import parse_config
+    from sparseg.errors import ConfigError
+    from sparseg.training.pretrain.config import PretrainConfig
+    from sparseg.training.pretrain.start import stored_config
+
+    fixed = sorted(set(flags) - {"max_steps", "max_minutes"})
+    names = ["mask-ratio" if name == "autoencoder" else name for name in fixed]
+    given = [*names, *(["config"] if config else []), *(f"set {text}" for text in assignments)]
+    if given:
+        raise ConfigError(
+            "a resumed run keeps its settings; only --max-steps and --max-minutes may change",
+            received=", ".join(f"--{name}" for name in given),
+            remedy="leave these out, or start a new run",
+        )
+    return parse_config(PretrainConfig, {**stored_config(run).model_dump(), **flags})
+
+
+def _planned(
+    path: Path,
+    images: Dataset,
+    facts: Sequence[CaseFacts],
+    preset: str | None,
+    assignments: tuple[str, ...],
+    watcher: _Watcher,
+) -> dict[str, Any]:
+    """The plan of a training on the same folder; what can be planned without labels where there is none."""
+    values = _plan(path, preset, assignments)
+    if values is None:
+        watcher.say("no labels to plan with: grid and intensity after the images, model as preset")
+        values = {"preprocess": _preprocess(images, facts)}
+    return values
+
+
+def _plan(path: Path, preset: str | None, assignments: tuple[str, ...]) -> dict[str, Any] | None:
+    """Model and preprocessing as `sparseg train` would plan them for the same folder.
+
+    None where it could not be trained on: labels that are missing or bad are no reason to refuse images.
+    """
+    from sparseg.cli.settings import plan_for_device
+    from sparseg.datasets.read import is_dataset
+    from sparseg.errors import DatasetError
+    from sparseg.training.data import open_dataset
+    from sparseg.training.pretrain.config import from_training_settings
+
+    if not is_dataset(path):
+        return None
+    try:
+        dataset, facts = open_dataset(path)
+    except DatasetError:
+        return None
+    return from_training_settings(plan_for_device(dataset, facts, preset, assignments).settings)
+
+
+def _preprocess(images: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
+    """Grid and intensity mapping after the images themselves."""
+    from sparseg.datasets.fingerprint import make_fingerprint
+    from sparseg.planning.grid import target_spacing
+    from sparseg.planning.intensity import choose_intensity
+
+    fingerprint = make_fingerprint(facts)
+    # The planned CT window is that of labelled voxels; without labels the paper's is taken.
+    kind = choose_intensity(images.channels, fingerprint.channels).value.kind
+    return {"spacing": list(target_spacing(fingerprint).value), "intensity": {"kind": kind}}
+
+
+class _Watcher:
+    """Draws the progress bar; one plain line every 30 s where there is no terminal."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.plain = bar.disable
+        self.reading: TaskID | None = None
+        self.last_line = time.monotonic()
+
+    def on_read(self, name: str) -> None:
+        """Show which image was read."""
+        if self.reading is None:
+            self.reading = self.bar.add_task("reading", total=None)
+        self.bar.update(self.reading, advance=1, description=f"reading {name}")
+
+    def begin(self, max_minutes: float | None, max_steps: int) -> None:
+        """Show the bar."""
+        if self.reading is not None:
+            self.bar.remove_task(self.reading)
+        self.task = self.bar.add_task("pre-training", total=max_steps)
+        self.limit = f", at most {max_minutes:g} min" if max_minutes else ""
+
+    def on_size(self, num_bytes: int, num_cases: int, folder: Path) -> None:
+        """Announce what the cache will take, before it is written."""
+        if num_cases:
+            self.say(f"cache: {num_cases} cases, at most {num_bytes / 1e6:.0f} MB, in {folder}")
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self.plain:
+            sys.stderr.write(f"{text}\n")
+        else:
+            self.bar.console.print(text)
+
+    def on_step(self, info: StepInfo) -> None:
+        """Move the bar."""
+        share = f"{100 * info.share_done:.0f} % of the schedule{self.limit}"
+        speed = f"{info.crops_per_second:.2f} crops/s, data wait {100 * info.data_wait:.0f} %"
+        text = f"loss {info.loss:.4f}, {speed}, {share}"
+        self.bar.update(self.task, completed=info.step, description=text)
+        if self.plain and time.monotonic() - self.last_line > _LINE_EVERY_S:
+            self.last_line = time.monotonic()
+            self.say(f"step {info.step}: {text}")
