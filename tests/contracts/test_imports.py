@@ -22,7 +22,7 @@ RANKS = {
     "checkpoints": 4,
     "predict": 5, "training": 5,
     "evaluation": 6, "benchmark": 6, "export": 6, "viewer": 6,
-    "planning": 6,
+    "planning": 6, "crossval": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip
 

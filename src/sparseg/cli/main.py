@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import cyclopts
 
 from sparseg import __version__
-from sparseg.cli import bench, cache, check, evaluate, info, plan, predict, pretrain, sample, synth, train
+from sparseg.cli import bench, cache, check, cv, evaluate, info, plan, predict, pretrain, sample, synth, train
 from sparseg.cli.output import print_error
 from sparseg.errors import InputError, SparsegError
 
@@ -29,6 +29,7 @@ for command in (
     plan.plan,
     pretrain.pretrain,
     train.train,
+    cv.cv,
     predict.predict,
     evaluate.evaluate,
     synth.synth,

@@ -59,6 +59,7 @@ def predict(
         SeriesInstanceUID of the series to take from a DICOM folder that holds several.
     """
     from sparseg.cli.output import progress_bar
+    from sparseg.cli.settings import choose_device
     from sparseg.errors import ConfigError, InputError
     from sparseg.predict.batch import predict_cases
     from sparseg.predict.ensemble import load_predictor
@@ -74,7 +75,7 @@ def predict(
         )
     cases = collect_cases(inputs, out)
     reading = ReadOptions(affine, assume_orientation, nonfinite, series_uid)
-    settings = PredictSettings(overlap, batch_size, _device(device), reading)
+    settings = PredictSettings(overlap, batch_size, choose_device(device), reading)
     predictor = load_predictor(model, settings)
     with progress_bar() as bar:
         watcher = _Watcher(bar)
@@ -82,21 +83,6 @@ def predict(
     if not errors:
         return 0
     return 2 if len(errors) == len(cases) and all(isinstance(error, InputError) for error in errors) else 1
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    from sparseg.errors import ConfigError
-
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if not available[wanted]:
-        raise ConfigError(
-            "the device must be there", received=wanted, remedy="use --device cpu", where="--device"
-        )
-    return wanted
 
 
 class _Watcher:

@@ -1,0 +1,1 @@
+"""All folds of a dataset: trained, every case predicted by the model that did not see it, one table."""

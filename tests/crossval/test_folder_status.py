@@ -1,0 +1,112 @@
+"""What all folds share, and how far each has come."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from crossval.conftest import SPLITS, write_progress
+from sparseg.crossval.folder import (
+    create,
+    exists,
+    read,
+    require_folds,
+    require_same_cases,
+    require_same_settings,
+)
+from sparseg.crossval.status import FoldStatus, last_error, read_status
+from sparseg.datasets.dataset import Case, Dataset
+from sparseg.errors import ConfigError, DatasetError
+from sparseg.training.config import TrainConfig
+
+
+def make_dataset(names, root):
+    cases = tuple(Case(name, (root / name,)) for name in names)
+    return Dataset("toy", ("CT",), {0: "background", 1: "liver"}, cases, (), root)
+
+
+def test_settings_and_folds_are_read_back(tmp_path):
+    config = TrainConfig(preset="test_tiny", model={"keep_ratio": 0.25}, max_steps=7)
+    made = create(tmp_path / "cv", config, SPLITS, {"plan.yaml": "why"})
+    assert exists(tmp_path / "cv")
+    assert read(tmp_path / "cv") == made
+    assert (tmp_path / "cv" / "plan.yaml").read_text() == "why"
+    assert [made.run(fold).name for fold in made.folds] == ["fold_0", "fold_1"]
+
+
+def test_a_folder_with_other_files_is_refused_one_with_a_cut_off_start_is_not(tmp_path):
+    folder = tmp_path / "cv"
+    folder.mkdir()
+    (folder / "splits.json").write_text("{")
+    (folder / "plan.yaml").write_text("old")
+    create(folder, TrainConfig(), SPLITS, {"plan.yaml": "new"})
+    assert read(folder).splits == SPLITS
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(ConfigError, match="empty folder"):
+        create(tmp_path / "mine", TrainConfig(), SPLITS)
+    with pytest.raises(ConfigError, match="start it first"):
+        read(tmp_path / "mine")
+
+
+def test_going_on_keeps_the_settings(tmp_path):
+    config = TrainConfig(preset="test_tiny", model={"keep_ratio": 0.25}, max_steps=7)
+    made = create(tmp_path / "cv", config, SPLITS)
+    require_same_settings(made, {}, (), {})
+    same = {"model": {"keep_ratio": 0.25}, "fold": 3}
+    require_same_settings(made, same, ["optimizer.lr=1e-3"], {"max_steps": 7})
+    for values, assignments, flags, name in (
+        ({"batch_size": 5}, (), {}, "batch_size"),
+        ({}, ("model.keep_ratio=0.5",), {}, "model"),
+        ({}, (), {"max_steps": 8}, "max_steps"),
+    ):
+        with pytest.raises(ConfigError, match=f"another {name};"):
+            require_same_settings(made, values, assignments, flags)
+
+
+def test_going_on_keeps_the_cases(tmp_path):
+    made = create(tmp_path / "cv", TrainConfig(), SPLITS)
+    require_same_cases(made, make_dataset("dcba", tmp_path))
+    with pytest.raises(DatasetError, match="1 new: e; 1 gone: a"):
+        require_same_cases(made, make_dataset("bcde", tmp_path))
+
+
+def test_the_number_of_folds_asked_for_is_the_number_made():
+    require_folds(SPLITS, None)
+    require_folds(SPLITS, 2)
+    with pytest.raises(ConfigError, match="has 2 folds"):
+        require_folds(SPLITS, 5)
+
+
+def test_status_of_a_run(tmp_path):
+    nothing = read_status(tmp_path / "none", 4)
+    assert nothing.fold == 4
+    assert (nothing.finished, nothing.started, nothing.step) == (False, False, 0)
+    assert math.isnan(nothing.loss)
+    assert math.isnan(nothing.dice)
+    write_progress(tmp_path / "run", step=4, finished=False, dice=0.75)
+    with (tmp_path / "run" / "log.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 5, "loss": 0.1}\n{"kind": "train", "st')
+    assert read_status(tmp_path / "run", 1) == FoldStatus(1, False, True, 5, 0.1, 0.75)
+    write_progress(tmp_path / "run", step=6, finished=True)
+    assert read_status(tmp_path / "run", 1).finished
+
+
+def test_only_the_tail_of_a_long_log_is_read(tmp_path):
+    rows = [json.dumps({"kind": "train", "step": number, "loss": 1.0}) for number in range(1, 20_001)]
+    rows[-1] = json.dumps({"kind": "train", "step": 20_000, "loss": None})
+    (tmp_path / "log.jsonl").write_text("\n".join(rows) + "\n")
+    status = read_status(tmp_path, 0)
+    assert status.step == 20_000
+    assert math.isnan(status.loss)
+
+
+def test_the_last_error_of_a_log(tmp_path):
+    log = tmp_path / "log.txt"
+    assert last_error(log) == ""
+    log.write_text("reading\nRuntimeError: odd\n\n")
+    assert last_error(log) == "RuntimeError: odd"
+    log.write_text("error: first\nerror: data/x: too small; crop less\nTraceback\n")
+    assert last_error(log) == "data/x: too small; crop less"
