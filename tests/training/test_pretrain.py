@@ -16,12 +16,13 @@ from torch import Tensor
 from sparseg.checkpoints.init import load_encoder_init
 from sparseg.checkpoints.pretrained import read_encoder
 from sparseg.errors import CheckpointError, ConfigError, NumericsError
+from sparseg.models.autoencoder import random_mask
 from sparseg.models.segmenter import SparseUNETR
 from sparseg.training import log
 from sparseg.training.monitor import StepInfo
 from sparseg.training.pretrain.config import PretrainConfig
 from sparseg.training.pretrain.images import open_images
-from sparseg.training.pretrain.loop import PretrainRun
+from sparseg.training.pretrain.loop import PretrainRun, mask_generator
 from sparseg.training.pretrain.start import pretrain, stored_config
 from sparseg.training.stopping import Reason
 from training.toy import CT
@@ -226,6 +227,14 @@ def test_the_dataset_decides_the_number_of_channels(dataset: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"^model\.in_channels: the dataset decides.*\(1\); received 3"):
         run_toy(dataset, tmp_path / "run", model={"in_channels": 3})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("length", [8, 27, 64])
+def test_masks_do_not_depend_on_how_many_processes_share_a_step(length: int) -> None:
+    whole = random_mask(6, length, 0.75, mask_generator(3, 5, skip=0))[1]
+    parts = [random_mask(2, length, 0.75, mask_generator(3, 5, skip=2 * r * length))[1] for r in range(3)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(whole, random_mask(6, length, 0.75, mask_generator(3, 6, skip=0))[1])
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from sparseg.checkpoints.pretrained import PretrainCard, save_encoder
 from sparseg.errors import NumericsError
 from sparseg.models.autoencoder import MaskedAutoencoder
 from sparseg.preprocessing.config import PreprocessConfig
+from sparseg.shapes import num_tokens
 from sparseg.training import log
 from sparseg.training.batches import crop_numbers
 from sparseg.training.faults import explain_faults
@@ -79,7 +81,10 @@ class PretrainRun:
     ) -> None:
         self.data, self.config, self.folder, self.monitor = data, config, folder, monitor
         precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision]
-        self.accelerator = Accelerator(mixed_precision=precision)
+        # Accelerate takes each of several processes for a lonely one where there is no GPU, unless told so.
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        on_cpu = several and not torch.cuda.is_available()
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
         torch.manual_seed(config.seed)
         self.model_config = segmenter_config(config, len(data.channels))
         net = MaskedAutoencoder(self.model_config, config.autoencoder)
@@ -145,11 +150,14 @@ class PretrainRun:
         A non-finite loss or gradient, in whichever process, changes nothing anywhere.
         """
         # Masks and drop path depend on this step alone, so that a resumed run is the uninterrupted one.
-        seed_step(self.config.seed, self.progress.step, self.accelerator.process_index)
+        rank = self.accelerator.process_index
+        seed_step(self.config.seed, self.progress.step, rank)
+        before = rank * self.config.batch_size * num_tokens(self.model_config.grid)
+        masks = mask_generator(self.config.seed, self.progress.step, skip=before)
         rate = learning_rate(self.config.optimizer, self.progress.step, self._share_done())
         set_learning_rate(self.optimizer, rate)
         with self.accelerator.autocast():
-            loss = self.net(image.to(self.accelerator.device, non_blocking=True)).loss
+            loss = self.net(image.to(self.accelerator.device, non_blocking=True), masks).loss
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.optimizer.clip_norm)
@@ -284,3 +292,19 @@ class PretrainRun:
         }
         log.append(self.folder, row)
         self.monitor.on_step(info)
+
+
+def mask_generator(seed: int, step: int, *, skip: int) -> torch.Generator:
+    """The generator of one process's masks in one step.
+
+    All processes share a stream and each takes its part, so that the crops of a step get the same masks
+    however many processes share them.
+
+    Args:
+        seed: Of the run.
+        step: Zero-based optimiser step.
+        skip: Numbers that the processes before this one draw.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    torch.rand(skip, generator=generator)
+    return generator
