@@ -29,10 +29,13 @@ class Watcher:
     Args:
         bar: From `progress_bar`.
         clock: Seconds that only ever grow.
+        muted: Whether another process speaks for this one.
     """
 
-    def __init__(self, bar: Progress, clock: Callable[[], float] = time.monotonic) -> None:
-        self.bar, self.clock = bar, clock
+    def __init__(
+        self, bar: Progress, clock: Callable[[], float] = time.monotonic, *, muted: bool = False
+    ) -> None:
+        self.bar, self.clock, self.muted = bar, clock, muted
         self.plain = bar.disable
         self.reading: TaskID | None = None
         self.training: TaskID | None = None
@@ -65,8 +68,14 @@ class Watcher:
         if num_cases:
             self.say(f"cache: {num_cases} cases, at most {num_bytes / 1e6:.0f} MB, in {folder}")
 
+    def on_prepared(self, name: str) -> None:
+        """Say which case was prepared."""
+        self.say(f"preparing {name}")
+
     def say(self, text: str) -> None:
         """A line above the bar."""
+        if self.muted:
+            return
         if self.plain:
             sys.stderr.write(f"{text}\n")
         else:

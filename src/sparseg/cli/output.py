@@ -5,6 +5,7 @@ Progress only where it can be seen.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr."""
-    sys.stderr.write(f"error: {message}\n")
+    """One line on stderr; of several processes all but the main one say who they are."""
+    rank = os.environ.get("RANK", "0")
+    speaker = "" if rank == "0" else f"process {rank}: "
+    sys.stderr.write(f"{speaker}error: {message}\n")
 
 
 def console() -> Console:
@@ -28,8 +31,8 @@ def console() -> Console:
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
-def progress_bar() -> Progress:
-    """Progress bar on stderr; silent where stderr is not a terminal."""
+def progress_bar(*, visible: bool = True) -> Progress:
+    """Progress bar on stderr; silent where stderr is not a terminal, or where another process draws it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -40,7 +43,7 @@ def progress_bar() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
+    return Progress(*columns, console=screen, transient=True, disable=not (visible and screen.is_terminal))
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

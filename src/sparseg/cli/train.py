@@ -6,7 +6,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import cyclopts
 
@@ -122,9 +122,79 @@ def train(
     """
     from sparseg.cli.live import Watcher
     from sparseg.cli.output import progress_bar
-    from sparseg.training import start
+    from sparseg.training import ranks, start
 
     length, data, origin = length or Length(), data or Data(), origin or Origin()
+    with ranks.joined(), progress_bar(visible=ranks.rank() == 0) as bar:
+        watcher = Watcher(bar, muted=ranks.rank() > 0)
+        order = ranks.of_main_process(
+            lambda: _order(
+                dataset, out, watcher, preset=preset, config=config, set_=set_,
+                length=length, data=data, origin=origin, resume=resume,
+            )
+        )  # fmt: skip
+        watcher.begin(order.settings.max_minutes, order.settings.max_steps)
+        run, reason, received = start.train(
+            order.dataset,
+            order.facts,
+            out,
+            order.settings,
+            watcher,
+            resume=order.resume,
+            until=length.until,
+            init=origin.init,
+            splits=data.splits,
+            cache=data.cache,
+            notes=order.notes,
+            on_size=watcher.on_size,
+            on_case=watcher.on_prepared,
+        )
+    return _finish(
+        run, reason, received, f"{ranks.launch_command()}sparseg train {dataset} --out {out} --resume"
+    )
+
+
+def _finish(run: Run, reason: Reason, received: int | None, command: str) -> int:
+    """Say how far the run came, and return the exit code: 128 + signal for Ctrl-C and SIGTERM, else 0."""
+    done, best = run.progress, run.progress.best_dice
+    if run.accelerator.is_main_process:
+        score = "none" if best is None else f"{best:.3f} at step {done.best_step}"
+        sys.stdout.write(f"{done.step} steps in {done.minutes:.1f} min; best validation Dice {score}\n")
+        if best is not None:
+            sys.stdout.write(f"model in {run.folder / 'best'}\n")
+        if not done.finished:
+            sys.stdout.write(f"stopped early: {reason.value}; go on with: {command}\n")
+    if done.finished:
+        return 0
+    return 128 + received if received in (signal.SIGINT, signal.SIGTERM) else 0
+
+
+class _Order(NamedTuple):
+    """What all processes of a run work on."""
+
+    dataset: Dataset
+    facts: list[CaseFacts]
+    settings: TrainConfig
+    notes: dict[str, str]
+    resume: bool
+
+
+def _order(
+    dataset: Path,
+    out: Path,
+    watcher: Watcher,
+    *,
+    preset: str | None,
+    config: Path | None,
+    set_: tuple[str, ...],
+    length: Length,
+    data: Data,
+    origin: Origin,
+    resume: bool,
+) -> _Order:
+    """Read the dataset and settle the settings: those stored, those given, or those planned."""
+    from sparseg.training import start
+
     given = given_flags(
         preset=preset,
         max_steps=length.max_steps,
@@ -133,53 +203,21 @@ def train(
         seed=origin.seed,
         deterministic=origin.deterministic or None,
     )
-    start.require_free(out, resume=resume)
-    others = {"config": config, "set": set_, "splits": data.splits, "init": origin.init}
-    settings = (
-        _resumed(out, given, others, length.extend)
-        if resume
-        else combine_settings(load_settings(config), set_, given, where=config)
-    )
-    with progress_bar() as bar:
-        watcher = Watcher(bar)
-        found, facts = _open(dataset, watcher, data.skip_bad)
-        notes = {}
-        if config is None and not resume:
-            plan = plan_for_device(found, facts, preset, set_)
-            settings = combine_settings(plan.settings, set_, given, where=None)
-            notes = {"plan.yaml": plan.to_yaml()}
-        watcher.begin(settings.max_minutes, settings.max_steps)
-        run, reason, received = start.train(
-            found,
-            facts,
-            out,
-            settings,
-            watcher,
-            resume=resume,
-            until=length.until,
-            init=origin.init,
-            splits=data.splits,
-            cache=data.cache,
-            notes=notes,
-            on_size=watcher.on_size,
-            on_case=lambda name: watcher.say(f"preparing {name}"),
-        )
-    return _finish(run, reason, received, f"sparseg train {dataset} --out {out} --resume")
-
-
-def _finish(run: Run, reason: Reason, received: int | None, command: str) -> int:
-    """Say how far the run came, and return the exit code: 128 + signal for Ctrl-C and SIGTERM, else 0."""
-    if not run.accelerator.is_main_process:
-        return 0
-    done, best = run.progress, run.progress.best_dice
-    score = "none" if best is None else f"{best:.3f} at step {done.best_step}"
-    sys.stdout.write(f"{done.step} steps in {done.minutes:.1f} min; best validation Dice {score}\n")
-    if best is not None:
-        sys.stdout.write(f"model in {run.folder / 'best'}\n")
-    if done.finished:
-        return 0
-    sys.stdout.write(f"stopped early: {reason.value}; go on with: {command}\n")
-    return 128 + received if received in (signal.SIGINT, signal.SIGTERM) else 0
+    is_restart = start.is_restart(out)
+    start.require_free(out, resume=resume or is_restart)
+    if is_restart:
+        settings = start.stored_config(out)
+    elif resume:
+        others = {"config": config, "set": set_, "splits": data.splits, "init": origin.init}
+        settings = _resumed(out, given, others, length.extend)
+    else:
+        settings = combine_settings(load_settings(config), set_, given, where=config)
+    found, facts = _open(dataset, watcher, data.skip_bad)
+    if resume or is_restart or config is not None:
+        return _Order(found, facts, settings, {}, resume or is_restart)
+    plan = plan_for_device(found, facts, preset, set_)
+    settings = combine_settings(plan.settings, set_, given, where=None)
+    return _Order(found, facts, settings, {"plan.yaml": plan.to_yaml()}, resume=False)
 
 
 def _open(path: Path, watcher: Watcher, skip_bad: bool) -> tuple[Dataset, list[CaseFacts]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -63,6 +64,7 @@ def make_batches(
         batch_sampler=crop_numbers(first_crop, config.batch_size, world=world, rank=rank),
         num_workers=config.num_workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_parent,
         # A generator of its own: the loader draws a seed, and must not draw it from the step's generator.
         generator=torch.Generator(),
     )
@@ -72,3 +74,9 @@ def make_batches(
             yield image, torch.from_numpy(np.stack(masks)).float()
         else:
             yield image, label
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    """Ctrl-C and torchrun's SIGTERM reach all processes; workers must live until the last step is done."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

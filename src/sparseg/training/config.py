@@ -117,6 +117,8 @@ class TrainConfig(Config):
         channels_last: Keep feature maps channels last, which some GPUs convolve faster.
         activation_checkpointing: Compute activations again in the backward pass instead of keeping them: less
             memory, about a third slower.
+        strategy: How several processes train: `ddp` gives each the whole network; `fsdp` shares out weights,
+            gradients and optimiser state (FSDP2): less memory, more traffic.
         deterministic: Refuse operations whose result may differ between two runs (matters on a GPU).
         weights_dtype: Type of the stored weights of the best and last model.
         seed: Fixes the split, the initial weights, every crop and all noise.
@@ -151,6 +153,7 @@ class TrainConfig(Config):
     compile: Literal["none", "blocks", "all"] = "none"
     channels_last: bool = False
     activation_checkpointing: bool = False
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     deterministic: bool = False
     weights_dtype: Literal["float32", "float16"] = "float32"
     seed: int = Field(default=0, ge=0)

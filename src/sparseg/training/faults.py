@@ -46,14 +46,19 @@ def explain_faults(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def save_bad_batch(folder: Path, step: int, batches: list[tuple[Tensor, Tensor]]) -> Path | None:
+def save_bad_batch(
+    folder: Path, step: int, batches: list[tuple[Tensor, Tensor]], *, rank: int = 0
+) -> Path | None:
     """Keep the crops of a step whose loss was not finite as `bad_batch_STEP.pt`; the first few only.
+
+    Processes beside the main one add their rank to the name.
 
     Returns:
         The file, or None if there are enough already.
     """
-    if len(list(folder.glob("bad_batch_*.pt"))) >= MAX_SAVED_BATCHES:
+    suffix = f"_rank{rank}" if rank else ""
+    if len(list(folder.glob(f"bad_batch_*{suffix}.pt"))) >= MAX_SAVED_BATCHES:
         return None
-    path = folder / f"bad_batch_{step}.pt"
+    path = folder / f"bad_batch_{step}{suffix}.pt"
     torch.save({"images": [image for image, _ in batches], "labels": [label for _, label in batches]}, path)
     return path

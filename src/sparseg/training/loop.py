@@ -12,8 +12,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparseg.checkpoints.folder import load_strict, save_model
 from sparseg.checkpoints.init import load_encoder_init
@@ -30,9 +29,25 @@ from sparseg.training.monitor import Monitor, StepInfo, memory_in_use
 from sparseg.training.network import average_of, compile_parts, make_network, use_deterministic_algorithms
 from sparseg.training.objective import Objective
 from sparseg.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from sparseg.training.ranks import largest_over_ranks, mean_over_ranks, of_main_rank, seed_step
+from sparseg.training.ranks import (
+    largest_over_ranks,
+    make_accelerator,
+    mean_over_ranks,
+    of_main_rank,
+    seed_step,
+    wait_for_all,
+)
 from sparseg.training.report import Reporter
 from sparseg.training.selection_stats import merge_stats
+from sparseg.training.sharding import (
+    is_sharded,
+    load_weights,
+    require_shardable,
+    shard,
+    share_optimizer_state,
+    whole,
+    whole_network,
+)
 from sparseg.training.state import Progress, State, load_state, save_state
 from sparseg.training.stopping import Reason, SignalWatch, is_stale
 from sparseg.training.validate import validate
@@ -72,9 +87,7 @@ class Run:
         )
         if config.deterministic:
             use_deterministic_algorithms()
-        self.accelerator = Accelerator(
-            mixed_precision={"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision]
-        )
+        self.accelerator = make_accelerator(config.precision)
         torch.manual_seed(config.seed)
         net = make_network(dataset, config)
         self.model_config = net.config
@@ -82,8 +95,7 @@ class Run:
         net.set_activation_checkpointing(config.activation_checkpointing)
         if config.channels_last:
             net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        optimizer = make_optimizer(net, config.optimizer, net.config.depth, net.config.pruning_stages)
-        self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
+        self.net, self.optimizer = self._prepare(net)
         self.ema = average_of(self.plain_net, config.ema_decay)
         # In place, so that names of weights stay what they are; the average is never compiled.
         compile_parts(self.plain_net, config.compile)
@@ -91,6 +103,18 @@ class Run:
         self.selection: list[dict[str, float]] = []  # statistics of this step's batches
         self.progress = Progress()
         self.reporter: Reporter | None = None
+
+    def _prepare(self, net: SparseUNETR) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Network and optimiser on the device, wrapped or shared out where there are several processes."""
+        model, config, sharded = net.config, self.config, self.config.strategy == "fsdp"
+        if sharded:
+            require_shardable(config, self.accelerator.num_processes)
+            shard(net, self.accelerator.device, self.accelerator.num_processes)
+        optimizer = make_optimizer(net, config.optimizer, model.depth, model.pruning_stages)
+        if sharded:
+            return net, self.accelerator.prepare(optimizer)
+        prepared: tuple[nn.Module, torch.optim.Optimizer] = self.accelerator.prepare(net, optimizer)
+        return prepared
 
     @property
     def plain_net(self) -> SparseUNETR:
@@ -102,22 +126,30 @@ class Run:
     def best_weights(self) -> SparseUNETR:
         """The network that is validated and kept: the average of the weights, if there is one."""
         if self.ema is None:
-            return self.plain_net
+            # Validation is each process's own affair: with shares of the weights they would wait for others.
+            is_shared = is_sharded(self.plain_net)
+            return whole_network(self.plain_net, self.accelerator.device) if is_shared else self.plain_net
         return cast(SparseUNETR, self.ema.module)
 
     def resume(self) -> None:
         """Go back to the newest whole state."""
         state = load_state(self.folder)
         self.progress = state.progress
-        load_strict(self.plain_net, state.model, where=self.folder)
-        self.optimizer.load_state_dict(state.optimizer)
+        if is_sharded(self.plain_net):
+            load_strict(make_network(self.dataset, self.config), state.model, where=self.folder)
+            load_weights(self.plain_net, state.model)
+            self.optimizer.load_state_dict(share_optimizer_state(self.optimizer, state.optimizer))
+        else:
+            load_strict(self.plain_net, state.model, where=self.folder)
+            self.optimizer.load_state_dict(state.optimizer)
         if self.ema is not None and state.ema is not None:
             self.ema.load_state_dict(state.ema)
         if self.accelerator.scaler is not None and state.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         # The schedule may have been made longer or shorter meanwhile.
         self.progress = self.progress.model_copy(update={"finished": self._share_done() >= 1})
-        log.truncate(self.folder, self.progress.step)
+        if self.accelerator.is_main_process:
+            log.truncate(self.folder, self.progress.step)
 
     def train(self, *, until: int | None = None) -> tuple[Reason, int | None]:
         """Train to the end of the schedule or the time limit, a step, a signal, or the end of improvement.
@@ -137,17 +169,18 @@ class Run:
         try:
             with SignalWatch() as watch, explain_faults(self.folder):
                 reason = self._steps(started, watch, until)
+                if self.progress.step > first_step and reason in (Reason.SIGNAL, Reason.UNTIL):
+                    self._store_state()
         finally:
             if self.reporter is not None:
                 self.reporter.close()
-        if self.progress.step > first_step and reason in (Reason.SIGNAL, Reason.UNTIL):
-            self._store_state()
         return reason, watch.received
 
     def _steps(self, started: float, watch: SignalWatch, until: int | None) -> Reason:
         batches, bad_steps = self._batches(), 0
         while not self.progress.finished:
-            if largest_over_ranks(self.accelerator, watch.received or 0):
+            if received := largest_over_ranks(self.accelerator, watch.received or 0):
+                watch.received = received  # it may have come to another process only
                 return Reason.SIGNAL
             if until is not None and self.progress.step >= until:
                 return Reason.UNTIL
@@ -217,8 +250,9 @@ class Run:
             self._store_state()
 
     def _validate(self) -> None:
+        net = self.best_weights
         values = validate(
-            self.best_weights,
+            net,
             self.data.validation,
             regions=self.dataset.regions,
             overlap=self.config.overlap,
@@ -235,29 +269,31 @@ class Run:
         )
         self.progress = self.progress.model_copy(update=changes)
         if self.accelerator.is_main_process:
-            self._keep(dict(zip(self._output_names(), values, strict=True)), mean, is_best=is_best)
+            self._keep(net, dict(zip(self._output_names(), values, strict=True)), mean, is_best=is_best)
 
-    def _keep(self, dice: dict[str, float], mean: float, *, is_best: bool) -> None:
+    def _keep(self, net: SparseUNETR, dice: dict[str, float], mean: float, *, is_best: bool) -> None:
         card = make_card(self.dataset, self.data, self.config, self.model_config, self.progress, mean)
         dtype = getattr(torch, self.config.weights_dtype)
         for name in ("last", "best") if is_best else ("last",):
-            save_model(self.folder / name, self.best_weights, card, dtype=dtype)
+            save_model(self.folder / name, net, card, dtype=dtype)
         if self.reporter is not None:
             best, best_step = self.progress.best_dice or 0.0, self.progress.best_step
             self.reporter.validation(self.progress.step, dice, mean, best=best, best_step=best_step)
 
     def _store_state(self) -> None:
-        scaler = self.accelerator.scaler
-        if self.accelerator.is_main_process:
+        scaler, is_main = self.accelerator.scaler, self.accelerator.is_main_process
+        model = whole(self.plain_net.state_dict(), keep=is_main)
+        optimizer = whole(self.optimizer.state_dict(), keep=is_main)
+        if is_main:
             state = State(
                 self.progress,
-                self.plain_net.state_dict(),
-                self.optimizer.state_dict(),
+                model,
+                optimizer,
                 None if scaler is None else scaler.state_dict(),
                 None if self.ema is None else self.ema.state_dict(),
             )
             save_state(self.folder, state, keep=self.config.keep_states)
-        self.accelerator.wait_for_everyone()
+        wait_for_all()
 
     def _batches(self) -> Iterator[Batch]:
         return make_batches(
@@ -298,7 +334,7 @@ class Run:
     def _require_finite(self, bad_steps: int, batches: list[Batch]) -> None:
         if not bad_steps:
             return
-        save_bad_batch(self.folder, self.progress.step, batches)
+        save_bad_batch(self.folder, self.progress.step, batches, rank=self.accelerator.process_index)
         if bad_steps >= self.config.max_bad_steps:
             raise NumericsError(
                 f"the loss must be finite; it was not for {bad_steps} steps in a row",

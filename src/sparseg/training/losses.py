@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sparseg.errors import ConfigError
 from sparseg.training.loss_config import LossConfig
+from sparseg.training.ranks import sum_over_ranks, world
 
 Term = Callable[[Tensor, Tensor], Tensor]
 Loss = Callable[[Tensor | Sequence[Tensor], Tensor], Tensor]
@@ -105,7 +106,7 @@ def _dice(*, regions: bool, include_background: bool) -> Term:
         loss: Term = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
         return loss
     # Dice over the whole batch: a structure absent from one crop of it must not count as missed.
-    loss = DiceLoss(
+    alone: Term = DiceLoss(
         include_background=include_background,
         softmax=True,
         to_onehot_y=True,
@@ -114,7 +115,33 @@ def _dice(*, regions: bool, include_background: bool) -> Term:
         smooth_dr=1e-6,
         batch=True,
     )
-    return loss
+
+    def dice(logits: Tensor, target: Tensor) -> Tensor:
+        if world() == 1:
+            return alone(logits, target)
+        return shared_dice(logits, target, include_background=include_background)
+
+    return dice
+
+
+def shared_dice(logits: Tensor, target: Tensor, *, include_background: bool) -> Tensor:
+    """Dice loss over the batches of all processes together, the same number in each of them.
+
+    The mean of the Dice of parts is not the Dice of the whole, so the sums are exchanged, 2K numbers.
+
+    Args:
+        logits: `[B,K,H,W,D]` of this process.
+        target: Ids `[B,1,H,W,D]`.
+        include_background: Whether class 0 counts.
+    """
+    probabilities = logits.softmax(dim=1)
+    reference = torch.zeros_like(probabilities).scatter_(1, target.long(), 1.0)
+    axes = (0, 2, 3, 4)
+    overlap = (probabilities * reference).sum(dim=axes)
+    sizes = (probabilities.square() + reference).sum(dim=axes)
+    overlap, sizes = sum_over_ranks(torch.stack((overlap, sizes))).unbind()
+    losses = 1 - 2 * overlap / (sizes + 1e-6)
+    return losses.mean() if include_background else losses[1:].mean()
 
 
 def _voxelwise(kind: str, weights: tuple[float, ...] | None, gamma: float, *, regions: bool) -> Term:
@@ -127,7 +154,12 @@ def _voxelwise(kind: str, weights: tuple[float, ...] | None, gamma: float, *, re
 def _class_entropy(weights: tuple[float, ...] | None) -> Term:
     def entropy(logits: Tensor, target: Tensor) -> Tensor:
         weight = None if weights is None else logits.new_tensor(weights)
-        return F.cross_entropy(logits, target[:, 0].long(), weight=weight)
+        ids = target[:, 0].long()
+        if weight is None or world() == 1:
+            return F.cross_entropy(logits, ids, weight=weight)
+        # A weighted mean is over the weights of all processes; each counts `world` times in their mean.
+        total = sum_over_ranks(weight[ids].sum())
+        return F.cross_entropy(logits, ids, weight=weight, reduction="sum") * world() / total
 
     return entropy
 

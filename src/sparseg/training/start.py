@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from sparseg.config import load_yaml, parse_config, to_yaml
@@ -14,9 +17,11 @@ from sparseg.training.augment import margin_size
 from sparseg.training.config import TrainConfig
 from sparseg.training.data import load_training_data
 from sparseg.training.loop import Run
+from sparseg.training.manifest import FILE as MANIFEST
 from sparseg.training.manifest import write_manifest
 from sparseg.training.monitor import Monitor
 from sparseg.training.network import make_network
+from sparseg.training.ranks import in_turns, join, num_restarts
 from sparseg.training.state import has_state
 from sparseg.training.stopping import Reason
 from sparseg.volumes.atomic import write_bytes_atomically
@@ -40,7 +45,7 @@ def train(
     on_size: Callable[[int, int, Path], None] = lambda *_: None,
     on_case: Callable[[str], None] = lambda _: None,
 ) -> tuple[Run, Reason, int | None]:
-    """Train on a dataset; see `Run.train`.
+    """Train on a dataset; see `Run.train`. Of several processes all call it, with the same arguments.
 
     Args:
         dataset: From `open_dataset`.
@@ -63,19 +68,23 @@ def train(
     Raises:
         ConfigError: the run folder already holds a run.
     """
+    join()
     require_free(run_folder, resume=resume)
     net = make_network(dataset, config)  # a wrong setting fails here, before anything is prepared
     if resume and (run_folder / SPLITS).is_file():
         splits = run_folder / SPLITS
-    data = load_training_data(
-        dataset,
-        facts,
-        config,
-        chunk=margin_size(net.config.roi_size),
-        splits=splits,
-        cache=cache,
-        on_size=on_size,
-        on_case=on_case,
+    data = in_turns(
+        partial(
+            load_training_data,
+            dataset,
+            facts,
+            config,
+            chunk=margin_size(net.config.roi_size),
+            splits=splits,
+            cache=cache,
+            on_size=on_size,
+            on_case=on_case,
+        )
     )
     run_folder.mkdir(parents=True, exist_ok=True)
     run = Run(dataset, data, config, run_folder, monitor, init=None if resume else init)
@@ -128,3 +137,15 @@ def stored_config(run_folder: Path) -> TrainConfig:
             where=run_folder,
         )
     return parse_config(TrainConfig, load_yaml(run_folder / CONFIG), where=run_folder / CONFIG)
+
+
+def is_restart(run_folder: Path) -> bool:
+    """Whether torchrun started this process anew after a failure, and the run it was at can go on.
+
+    The manifest tells that the folder holds a run of this very command, not one that stands in the way of it.
+    """
+    if not num_restarts() or not has_state(run_folder):
+        return False
+    manifest = run_folder / MANIFEST
+    command = json.loads(manifest.read_text(encoding="utf-8"))["command"] if manifest.is_file() else None
+    return bool(command == sys.argv)
