@@ -138,6 +138,7 @@ def fake_submitit(monkeypatch):
         AutoExecutor=FakeExecutor, core=SimpleNamespace(utils=utils), helpers=helpers, __name__="submitit"
     )
     monkeypatch.setitem(sys.modules, "submitit", module)
+    monkeypatch.setitem(sys.modules, "pkg_resources", SimpleNamespace())
     monkeypatch.setattr(FakeExecutor, "made", [], raising=False)
     return module
 
@@ -170,9 +171,10 @@ def test_without_slurm_or_submitit(trained, fake_submitit, monkeypatch):
     fake_submitit.AutoExecutor = no_cluster
     with pytest.raises(ConfigError, match="login node"):
         submit(trained, {0: ["train"]}, {})
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(MissingExtraError, match=r"sparseg\[slurm\]"):
-        submit(trained, {0: ["train"]}, {})
+    for missing in ("submitit", "pkg_resources"):
+        monkeypatch.setitem(sys.modules, missing, None)
+        with pytest.raises(MissingExtraError, match=rf"no module {missing}.*sparseg\[slurm\]"):
+            submit(trained, {0: ["train"]}, {})
 
 
 def test_a_task_ends_as_its_command_does():

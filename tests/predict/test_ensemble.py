@@ -106,12 +106,13 @@ def test_several_models_decide_by_their_mean(models, image):
 
 def test_what_differs_is_refused(tmp_path, models):
     other = save_tiny_model(tmp_path / "other", spacing=(2.0, 2.0, 2.0))
-    with pytest.raises(CheckpointError, match="same preprocess.*other") as caught:
+    with pytest.raises(CheckpointError, match=r"same preprocess.*other") as caught:
         load_predictor([models[0], other])
     assert caught.value.code == "ensemble-differs"
+    names = {0: "background", 1: "spleen", 2: "tumor"}
+    other = save_tiny_model(tmp_path / "b", foreground_crop=False, labels=names)
     with pytest.raises(CheckpointError, match="same labels"):
-        names = {0: "background", 1: "spleen", 2: "tumor"}
-        load_predictor([models[0], save_tiny_model(tmp_path / "b", foreground_crop=False, labels=names)])
+        load_predictor([models[0], other])
     with pytest.raises(CheckpointError, match="in an ensemble once"):
         load_predictor([models[0], models[0]])
 

@@ -220,6 +220,8 @@ def script(found: CrossValidation, command: Sequence[str], options: Mapping[str,
 
 
 def _submitit() -> Any:
+    # submitit asks for it at run time without naming it as a requirement; new setuptools have it no more.
+    import_optional("pkg_resources", "slurm", purpose="submitit")
     return import_optional("submitit", "slurm", purpose="--slurm")
 
 
