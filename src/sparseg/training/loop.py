@@ -35,6 +35,7 @@ from sparseg.training.ranks import (
     mean_over_ranks,
     of_main_rank,
     seed_step,
+    started_as_one_of_several,
     wait_for_all,
 )
 from sparseg.training.report import Reporter
@@ -85,6 +86,7 @@ class Run:
             folder,
             monitor,
         )
+        require_shardable(config)
         if config.deterministic:
             use_deterministic_algorithms()
         self.accelerator = make_accelerator(config.precision)
@@ -106,9 +108,10 @@ class Run:
 
     def _prepare(self, net: SparseUNETR) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Network and optimiser on the device, wrapped or shared out where there are several processes."""
-        model, config, sharded = net.config, self.config, self.config.strategy == "fsdp"
+        model, config = net.config, self.config
+        # One process has nobody to share with, and goes on with such a run as with any other.
+        sharded = config.strategy == "fsdp" and self.accelerator.num_processes > 1
         if sharded:
-            require_shardable(config, self.accelerator.num_processes)
             shard(net, self.accelerator.device, self.accelerator.num_processes)
         optimizer = make_optimizer(net, config.optimizer, model.depth, model.pruning_stages)
         if sharded:
@@ -167,7 +170,10 @@ class Run:
         started, first_step = time.monotonic() - self.progress.minutes * 60, self.progress.step
         self.reporter = self._open_reporter()
         try:
-            with SignalWatch() as watch, explain_faults(self.folder):
+            with (
+                SignalWatch(second_acts=not started_as_one_of_several()) as watch,
+                explain_faults(self.folder),
+            ):
                 reason = self._steps(started, watch, until)
                 if self.progress.step > first_step and reason in (Reason.SIGNAL, Reason.UNTIL):
                     self._store_state()

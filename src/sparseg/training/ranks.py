@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from sparseg.errors import ResourceError
 
@@ -62,10 +62,17 @@ def join() -> None:
 
     GPUs talk through NCCL, processors through gloo.
     """
-    if not started_as_one_of_several():
+    if not started_as_one_of_several() or dist.is_initialized():
         return
+    has_gpu = torch.cuda.is_available()
+    store, number, total = next(rendezvous("env://", timeout=STEP_TIMEOUT))
+    # A restart may meet the store of the attempt before, with the addresses of processes that are gone.
+    store = dist.PrefixStore(f"attempt_{num_restarts()}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(
+        "nccl" if has_gpu else "gloo", store=store, rank=number, world_size=total, timeout=STEP_TIMEOUT
+    )
     # Accelerate would take each process for a lonely one where there is no GPU, unless told to use the CPU.
-    PartialState(cpu=not torch.cuda.is_available(), timeout=STEP_TIMEOUT)
+    PartialState(cpu=not has_gpu)
     _patient()
 
 
@@ -102,8 +109,7 @@ def make_accelerator(precision: str) -> Accelerator:
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     if world() == 1:
         return Accelerator(mixed_precision=mixed)
-    timeout = InitProcessGroupKwargs(timeout=STEP_TIMEOUT)
-    return Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout])
+    return Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
 
 
 def of_main_process(make: Callable[[], Result]) -> Result:

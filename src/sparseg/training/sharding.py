@@ -21,23 +21,17 @@ from sparseg.models.segmenter import SparseUNETR
 from sparseg.training.config import TrainConfig
 
 
-def require_shardable(config: TrainConfig, world: int) -> None:
-    """Refuse what cannot be shared out.
+def require_shardable(config: TrainConfig) -> None:
+    """Refuse settings that strategy fsdp does not go with.
 
     Raises:
-        ConfigError: one process only, averaged weights, or fp16.
+        ConfigError: averaged weights, or fp16.
     """
-    problems = {
-        f"{world} process": world == 1,
-        f"ema_decay {config.ema_decay:g}": config.ema_decay > 0,
-        "precision fp16": config.precision == "fp16",
-    }
-    found = [name for name, is_there in problems.items() if is_there]
-    if found:
+    if config.strategy == "fsdp" and (config.ema_decay > 0 or config.precision == "fp16"):
         raise ConfigError(
-            "strategy fsdp needs several processes, fp32 or bf16, and no averaged weights",
-            received=", ".join(found),
-            remedy="set strategy: ddp, or start with torchrun, precision: bf16 and ema_decay: 0",
+            "strategy fsdp goes with fp32 or bf16 and without averaged weights",
+            received=f"precision {config.precision}, ema_decay {config.ema_decay:g}",
+            remedy="set strategy: ddp, or precision: bf16 and ema_decay: 0",
             where="strategy",
         )
 

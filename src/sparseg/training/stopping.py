@@ -21,9 +21,14 @@ class SignalWatch:
     """Turns the first SIGINT, SIGTERM or SIGUSR1 into "finish the step and save"; the second acts at once.
 
     SIGUSR1 is what schedulers such as Slurm send before they take the machine away.
+
+    Args:
+        second_acts: False where launchers such as srun and torchrun may each pass on one and the same signal;
+            torchrun itself kills what does not end in time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, second_acts: bool = True) -> None:
+        self.second_acts = second_acts
         self.received: int | None = None
 
     def __enter__(self) -> SignalWatch:
@@ -36,7 +41,8 @@ class SignalWatch:
 
     def _handle(self, number: int, _: object) -> None:
         self.received = number
-        signal.signal(number, self._old[signal.Signals(number)])
+        if self.second_acts:
+            signal.signal(number, self._old[signal.Signals(number)])
 
 
 def is_stale(validations_since_best: int, patience: int | None) -> bool:
