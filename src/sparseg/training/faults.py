@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,8 @@ def save_bad_batch(
         The file, or None if there are enough already.
     """
     suffix = f"_rank{rank}" if rank else ""
-    if len(list(folder.glob(f"bad_batch_*{suffix}.pt"))) >= MAX_SAVED_BATCHES:
+    own = re.compile(rf"bad_batch_\d+{suffix}\.pt")
+    if sum(own.fullmatch(path.name) is not None for path in folder.iterdir()) >= MAX_SAVED_BATCHES:
         return None
     path = folder / f"bad_batch_{step}{suffix}.pt"
     torch.save({"images": [image for image, _ in batches], "labels": [label for _, label in batches]}, path)
