@@ -26,7 +26,7 @@ from sparseg.training.network import average_of
 from sparseg.training.ranks import seed_step
 from sparseg.training.start import train
 from sparseg.training.state import FOLDER, read_progress
-from sparseg.training.stopping import Reason
+from sparseg.training.stopping import Reason, SignalWatch
 from training.toy import Watcher, run_toy, toy_config
 
 pytestmark = pytest.mark.usefixtures("no_figure")
@@ -158,6 +158,19 @@ class TestStopping:
         assert (received, run.progress.step) == (signal.SIGUSR1, 2)
         assert watcher.dice == []  # no validation, which may take longer than the scheduler waits
         assert read_progress(tmp_path).step == 2  # type: ignore[union-attr]
+
+
+def test_a_signal_counts_once_and_a_later_one_acts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("sparseg.training.stopping.time.monotonic", lambda: clock[0])
+    with SignalWatch() as watch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        clock[0] = 0.5
+        os.kill(os.getpid(), signal.SIGINT)  # from whoever manages the process group: the same wish
+        assert watch.received == signal.SIGTERM
+        clock[0] = 1.6
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_states_are_stored_between_validations_and_the_last_few_kept(dataset: Path, tmp_path: Path) -> None:

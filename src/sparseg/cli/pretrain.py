@@ -74,21 +74,17 @@ def pretrain(
     """
     from sparseg.cli.output import progress_bar
     from sparseg.cli.settings import given_flags
+    from sparseg.training import ranks
     from sparseg.training.pretrain import start
-    from sparseg.training.pretrain.images import open_images
 
     given = given_flags(preset=preset, max_steps=max_steps, max_minutes=max_minutes, seed=seed)
     if mask_ratio is not None:
         given["autoencoder"] = {"mask_ratio": mask_ratio}
-    start.require_new(out, resume=resume)
-    settings = _resumed(out, given, config, set_) if resume else _settings(_load(config), set_, given, config)
-    with progress_bar() as bar:
-        watcher = _Watcher(bar)
-        only = settings.cases == "training"
-        found, facts = open_images(dataset, training_only=only, skip_bad=skip_bad, on_case=watcher.on_read)
-        watcher.say(f"{len(found.training)} images of {found.layout} dataset {found.name!r}, labels not used")
-        if config is None and not resume:
-            settings = _settings(_planned(dataset, found, facts, preset, set_, watcher), set_, given, None)
+    with ranks.joined(), progress_bar(visible=ranks.rank() == 0) as bar:
+        watcher = _Watcher(bar, muted=ranks.rank() > 0)
+        found, facts, settings = ranks.of_main_process(
+            lambda: _order(dataset, out, watcher, config, set_, given, skip_bad=skip_bad, resume=resume)
+        )
         watcher.begin(settings.max_minutes, settings.max_steps)
         run, reason, received = start.pretrain(
             found,
@@ -101,20 +97,51 @@ def pretrain(
             on_size=watcher.on_size,
             on_case=lambda name: watcher.say(f"preparing {name}"),
         )
-    return _finish(run, reason.value, received, f"sparseg pretrain {dataset} --out {out} --resume")
+    command = f"{ranks.launch_command()}sparseg pretrain {dataset} --out {out} --resume"
+    return _finish(run, reason.value, received, command)
+
+
+def _order(
+    dataset: Path,
+    out: Path,
+    watcher: _Watcher,
+    config: Path | None,
+    assignments: tuple[str, ...],
+    given: dict[str, Any],
+    *,
+    skip_bad: bool,
+    resume: bool,
+) -> tuple[Dataset, list[CaseFacts], PretrainConfig]:
+    """Read the images and settle the settings: those stored, those given, or those planned."""
+    from sparseg.training.pretrain import start
+    from sparseg.training.pretrain.images import open_images
+
+    start.require_new(out, resume=resume)
+    if resume:
+        settings = _resumed(out, given, config, assignments)
+    else:
+        settings = _settings(_load(config), assignments, given, config)
+    only = settings.cases == "training"
+    found, facts = open_images(dataset, training_only=only, skip_bad=skip_bad, on_case=watcher.on_read)
+    watcher.say(f"{len(found.training)} images of {found.layout} dataset {found.name!r}, labels not used")
+    if config is None and not resume:
+        planned = _planned(dataset, found, facts, given.get("preset"), assignments, watcher)
+        settings = _settings(planned, assignments, given, None)
+    return found, facts, settings
 
 
 def _finish(run: PretrainRun, reason: str, received: int | None, command: str) -> int:
     """Say how far the run came, and return the exit code: 128 + signal for Ctrl-C and SIGTERM, else 0."""
-    if not run.accelerator.is_main_process:
-        return 0
-    done, loss = run.progress, run.card().loss
-    error = "" if loss is None else f"; mean loss of the last steps {loss:.4f}"
-    sys.stdout.write(f"{done.step} steps in {done.minutes:.1f} min{error}\n")
-    sys.stdout.write(f"encoder in {run.folder}; go on with: sparseg train DATASET --init {run.folder}\n")
+    done = run.progress
+    if run.accelerator.is_main_process:
+        loss = run.card().loss
+        error = "" if loss is None else f"; mean loss of the last steps {loss:.4f}"
+        sys.stdout.write(f"{done.step} steps in {done.minutes:.1f} min{error}\n")
+        sys.stdout.write(f"encoder in {run.folder}; go on with: sparseg train DATASET --init {run.folder}\n")
+        if not done.finished:
+            sys.stdout.write(f"stopped early: {reason}; go on with: {command}\n")
     if done.finished:
         return 0
-    sys.stdout.write(f"stopped early: {reason}; go on with: {command}\n")
     return 128 + received if received in (signal.SIGINT, signal.SIGTERM) else 0
 
 
@@ -211,8 +238,8 @@ def _preprocess(images: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
 class _Watcher:
     """Draws the progress bar; one plain line every 30 s where there is no terminal."""
 
-    def __init__(self, bar: Progress) -> None:
-        self.bar = bar
+    def __init__(self, bar: Progress, *, muted: bool = False) -> None:
+        self.bar, self.muted = bar, muted
         self.plain = bar.disable
         self.reading: TaskID | None = None
         self.last_line = time.monotonic()
@@ -237,6 +264,8 @@ class _Watcher:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
+        if self.muted:
+            return
         if self.plain:
             sys.stderr.write(f"{text}\n")
         else:

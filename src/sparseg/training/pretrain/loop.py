@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -32,7 +30,13 @@ from sparseg.training.optimizer import learning_rate, make_optimizer, set_learni
 from sparseg.training.pretrain.config import PretrainConfig, segmenter_config
 from sparseg.training.pretrain.crops import ImageCrops, PreparedImage
 from sparseg.training.pretrain.pictures import draw_reconstruction, reconstruct_masked
-from sparseg.training.ranks import largest_over_ranks, mean_over_ranks, of_main_rank, seed_step
+from sparseg.training.ranks import (
+    largest_over_ranks,
+    make_accelerator,
+    mean_over_ranks,
+    of_main_rank,
+    seed_step,
+)
 from sparseg.training.state import Progress, State, load_state, save_state
 from sparseg.training.stopping import Reason, SignalWatch
 
@@ -80,11 +84,7 @@ class PretrainRun:
         self, data: PretrainData, config: PretrainConfig, folder: Path, monitor: PretrainMonitor
     ) -> None:
         self.data, self.config, self.folder, self.monitor = data, config, folder, monitor
-        precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision]
-        # Accelerate takes each of several processes for a lonely one where there is no GPU, unless told so.
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        on_cpu = several and not torch.cuda.is_available()
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
+        self.accelerator = make_accelerator(config.precision)
         torch.manual_seed(config.seed)
         self.model_config = segmenter_config(config, len(data.channels))
         net = MaskedAutoencoder(self.model_config, config.autoencoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from sparseg.config import load_yaml, parse_config, to_yaml
@@ -14,6 +15,7 @@ from sparseg.training.data import default_preprocess
 from sparseg.training.log import LOG
 from sparseg.training.pretrain.config import PretrainConfig, segmenter_config
 from sparseg.training.pretrain.loop import PretrainData, PretrainMonitor, PretrainRun
+from sparseg.training.ranks import in_turns, join
 from sparseg.training.state import has_state
 from sparseg.training.stopping import Reason
 from sparseg.volumes.atomic import write_bytes_atomically
@@ -33,7 +35,7 @@ def pretrain(
     on_size: Callable[[int, int, Path], None] = lambda *_: None,
     on_case: Callable[[str], None] = lambda _: None,
 ) -> tuple[PretrainRun, Reason, int | None]:
-    """Pre-train an encoder on images.
+    """Pre-train an encoder on images. Of several processes all call it, with the same arguments.
 
     Args:
         dataset: From `open_images`.
@@ -52,20 +54,24 @@ def pretrain(
     Raises:
         ConfigError: the run folder already holds a run, or a setting that does not fit the images.
     """
+    join()
     require_new(run_folder, resume=resume)
     model = segmenter_config(config, len(dataset.channels))  # fails before anything is prepared
     preprocess = config.preprocess or default_preprocess(dataset, facts)
     # Stored as resolved: a resumed run must not prepare its images in another way.
     config = config.model_copy(update={"preprocess": preprocess})
-    images = build_cache(
-        dataset,
-        facts,
-        preprocess,
-        cases=dataset.training,
-        folder=default_folder() if cache is None else cache,
-        chunk=model.roi_size,
-        on_size=on_size,
-        on_case=on_case,
+    images = in_turns(
+        partial(
+            build_cache,
+            dataset,
+            facts,
+            preprocess,
+            cases=dataset.training,
+            folder=default_folder() if cache is None else cache,
+            chunk=model.roi_size,
+            on_size=on_size,
+            on_case=on_case,
+        )
     )
     run_folder.mkdir(parents=True, exist_ok=True)
     data = PretrainData(dataset.name, dataset.channels, images, preprocess)
