@@ -37,13 +37,7 @@ def read_dicom_series(
     """
     folder = Path(folder)
     where = str(folder)
-    if not folder.is_dir():
-        raise _refuse(
-            "a DICOM series must be a folder", "no such folder", "check the path", where, "file-missing"
-        )
-    found = [item for path in dicom_files(folder) for item in read_slice_headers(path)]
-    chosen = _choose_series(found, series_uid, where)
-    ordered, affine = stack_slices(chosen, where=where)
+    ordered, affine = series_slices(folder, series_uid=series_uid)
     rows, columns = ordered[0].size
     if rows * columns * len(ordered) > max_voxels:
         raise _refuse(
@@ -55,6 +49,22 @@ def read_dicom_series(
         )
     array = _read_pixels(ordered)
     return Volume(array.transpose(2, 1, 0)[None], affine, source=where)
+
+
+def series_slices(folder: Path, *, series_uid: str | None = None) -> tuple[list[SliceHeader], np.ndarray]:
+    """Find one series by its headers: its slices in the order of the third array axis, and the affine.
+
+    Raises:
+        VolumeError: no or several series, or a damaged header.
+        GeometryError: missing, duplicate, uneven, tilted or mixed slices, or no position.
+    """
+    where = str(folder)
+    if not folder.is_dir():
+        raise _refuse(
+            "a DICOM series must be a folder", "no such folder", "check the path", where, "file-missing"
+        )
+    found = [item for path in dicom_files(folder) for item in read_slice_headers(path)]
+    return stack_slices(_choose_series(found, series_uid, where), where=where)
 
 
 def _choose_series(found: Sequence[SliceHeader], series_uid: str | None, where: str) -> list[SliceHeader]:
