@@ -12,6 +12,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from sparseg.errors import ConfigError
+from sparseg.windows.empty import EmptyRule
 from sparseg.windows.grid import axis_starts, padding_to_roi, window_starts
 from sparseg.windows.importance import importance_map
 from sparseg.windows.sliding import sliding_window
@@ -35,6 +36,7 @@ def seeded(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("importance", ["gaussian", "constant"])
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("size", [(16, 12, 8), (11, 13, 7), (9, 6, 5), (5, 13, 3), (3, 3, 3)])
@@ -45,6 +47,19 @@ def test_equals_monai(size: tuple[int, int, int], overlap: float, importance: st
         expected = sliding_window_inference(image[None], ROI, 3, net, overlap=overlap, mode=importance)[0]
     assert found.dtype == torch.float32
     assert (found - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_an_empty_rule_that_skips_nothing_changes_nothing(batch_size: int) -> None:
+    net, image = Blur().eval(), seeded(2, 2, 13, 9, 7)
+    rule = EmptyRule(0.0, (10.0, 0.0, 0.0))
+    with torch.no_grad():
+        plain = sliding_window(image, net, ROI, batch_size=batch_size)
+        found = sliding_window(image, net, ROI, batch_size=batch_size, empty=rule)
+        expected = sliding_window_inference(image[None], ROI, batch_size, net, overlap=0.5, mode="gaussian")
+    assert torch.equal(found, plain)
+    assert (found - expected[0]).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("roi", [(8, 8, 8), (16, 12, 5), (96, 3, 1)])

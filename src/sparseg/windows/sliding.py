@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from sparseg.errors import NumericsError
+from sparseg.errors import NumericsError, ShapeError
 from sparseg.shapes import Triple
-from sparseg.windows.grid import padding_to_roi, window_starts
+from sparseg.windows.empty import EmptyRule
 from sparseg.windows.importance import Importance, importance_map
+from sparseg.windows.plan import WindowPlan, plan_windows
+from sparseg.windows.sums import WeightedSums, box_at
 
 
 def sliding_window(
@@ -23,7 +24,10 @@ def sliding_window(
     importance: Importance = "gaussian",
     batch_size: int = 1,
     pad_value: float = 0.0,
+    empty: EmptyRule | None = None,
     device: torch.device | str = "cpu",
+    sums_device: torch.device | str = "cpu",
+    max_bytes: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Predict a volume window by window.
@@ -37,47 +41,66 @@ def sliding_window(
         importance: Weights of a window's voxels.
         batch_size: Windows per call of `network`.
         pad_value: What lies outside the volume.
-        device: Where `network` runs; sums stay on the CPU.
-        on_progress: Called with (windows done, windows in all).
+        empty: Which windows are skipped; None runs all. A voxel is decided by the windows that are run and
+            cover it; without any it gets `empty.logits`.
+        device: Where `network` runs.
+        sums_device: Where the sums lie: the CPU, or the device if it has room for K + 1 floats per voxel.
+        max_bytes: Memory the sums may take on the CPU; larger ones lie in a temporary file that vanishes with
+            the result. None sets no limit.
+        on_progress: Called with (windows done, windows to run).
 
     Returns:
-        float32 logits `[K, H, W, D]` on the CPU: the exact weighted mean over the windows that cover a voxel.
+        float32 logits `[K, H, W, D]` on the CPU: the exact weighted mean over the windows run that cover a
+        voxel.
 
     Raises:
+        ConfigError: an overlap out of range.
+        ShapeError: `empty.logits` of another number than the network's channels.
         NumericsError: a logit is NaN or infinite; no result is ever built on it.
+        ResourceError: no room for the temporary file.
     """
-    size = image.shape[1:]
-    padding = padding_to_roi(size, roi)
-    padded = F.pad(image, [n for pair in reversed(padding) for n in pair], value=pad_value)
-    starts = window_starts(padded.shape[1:], roi, overlap)
+    plan = plan_windows(image, roi, overlap, pad_value=pad_value, empty=empty)
+    size = plan.padded.shape[1:]
     weights = importance_map(roi, importance)
-    sums: Tensor | None = None
-    total = torch.zeros(padded.shape[1:])
-    for first in range(0, len(starts), batch_size):
-        chunk = starts[first : first + batch_size]
-        windows = torch.stack([padded[(slice(None), *_box(start, roi))] for start in chunk])
-        logits = network(windows.to(device)).float().cpu()
+    sums: WeightedSums | None = None
+    for first in range(0, len(plan.starts), batch_size):
+        chunk = plan.starts[first : first + batch_size]
+        windows = torch.stack([plan.padded[(slice(None), *box_at(start, roi))] for start in chunk])
+        logits = network(windows.to(device)).float().to(sums_device)
         _require_finite(logits, chunk)
         if sums is None:
-            sums = torch.zeros(logits.shape[1], *padded.shape[1:])
+            _require_channels(logits, empty)
+            sums = WeightedSums(logits.shape[1], size, weights, device=sums_device, max_bytes=max_bytes)
         for start, window_logits in zip(chunk, logits, strict=True):
-            box = _box(start, roi)
-            sums[(slice(None), *box)] += window_logits * weights
-            total[box] += weights
+            sums.add(start, window_logits)
         if on_progress is not None:
-            on_progress(first + len(chunk), len(starts))
-    assert sums is not None
-    inner = tuple(slice(before, before + edge) for (before, _), edge in zip(padding, size, strict=True))
-    return sums.div_(total)[(slice(None), *inner)]
+            on_progress(first + len(chunk), len(plan.starts))
+    fill = None if empty is None or not plan.num_skipped else empty.logits
+    if sums is None:  # every window is empty
+        assert fill is not None
+        sums = WeightedSums(len(fill), size, weights, max_bytes=max_bytes)
+    return _cut_back(sums.mean(fill), plan, image).cpu()
 
 
-def _box(start: Triple, roi: Triple) -> tuple[slice, slice, slice]:
-    a, b, c = (slice(first, first + edge) for first, edge in zip(start, roi, strict=True))
-    return (a, b, c)
+def _cut_back(logits: Tensor, plan: WindowPlan, image: Tensor) -> Tensor:
+    """Remove the padding."""
+    edges = zip(plan.padding, image.shape[1:], strict=True)
+    return logits[(slice(None), *(slice(before, before + edge) for (before, _), edge in edges))]
+
+
+def _require_channels(logits: Tensor, empty: EmptyRule | None) -> None:
+    if empty is not None and len(empty.logits) != logits.shape[1]:
+        raise ShapeError(
+            f"an empty voxel needs one logit for each of the network's {logits.shape[1]} channels",
+            received=len(empty.logits),
+            remedy="give as many",
+            where="empty.logits",
+        )
 
 
 def _require_finite(logits: Tensor, starts: list[Triple]) -> None:
-    if not bool(logits.isfinite().all()):
+    # One value that is not finite makes the sum so; only a finite sum that overflows needs the second look.
+    if not bool(logits.sum().isfinite()) and not bool(logits.isfinite().all()):
         raise NumericsError(
             "every logit must be finite",
             received=f"NaN or infinity in the window(s) at {starts}",
