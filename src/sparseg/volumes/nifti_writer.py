@@ -33,6 +33,7 @@ def write_label_map(
     affine: np.ndarray,
     *,
     label_names: Mapping[int, str] | None = None,
+    label_colours: Mapping[int, tuple[int, int, int]] | None = None,
 ) -> None:
     """Write a label map as .nii or .nii.gz.
 
@@ -41,6 +42,8 @@ def write_label_map(
         labels: `[H, W, D]`, uint8 or uint16.
         affine: 4x4 voxel -> RAS mm; stored as sform, and as qform too if its axes are orthogonal.
         label_names: Names of ids, stored as a JSON comment extension.
+        label_colours: Red, green, blue of 0 to 255 by id, stored beside the names; `read_label_table` reads
+            both back.
 
     Raises:
         LabelError: labels of another type or number of axes.
@@ -57,7 +60,9 @@ def write_label_map(
         )
     checked = Volume(labels[None], affine, source=str(path))
     names = {str(key): str(value) for key, value in (label_names or {}).items()}
-    extension = json.dumps({"labels": names}).encode() if names else b""
+    colours = {str(key): list(value) for key, value in (label_colours or {}).items()}
+    content = {"labels": names, **({"colours": colours} if colours else {})}
+    extension = json.dumps(content).encode() if names or colours else b""
     _write(Path(path), labels, checked.affine, extension)
 
 
@@ -140,7 +145,7 @@ def _head(array: np.ndarray, affine: np.ndarray, extension: bytes, path: Path) -
     return bytes(header.binaryblock) + bytes([bool(block), 0, 0, 0]) + block
 
 
-def _slabs(array: np.ndarray) -> Iterator[bytes]:
+def file_slabs(array: np.ndarray) -> Iterator[bytes]:
     """Yield the voxels in file order (first axis fastest), a few MiB at a time."""
     planes = max(1, _SLAB_BYTES // max(1, array[..., 0].nbytes))
     for start in range(0, array.shape[-1], planes):
@@ -150,19 +155,19 @@ def _slabs(array: np.ndarray) -> Iterator[bytes]:
 def _write_stream(file: BinaryIO, *, head: bytes, array: np.ndarray, compressed: bool) -> None:
     if not compressed:
         file.write(head)
-        file.writelines(_slabs(array))
+        file.writelines(file_slabs(array))
         return
     # No name and no time in the gzip header: equal content gives equal bytes, and nothing leaks.
     with gzip.GzipFile("", "wb", compresslevel=_GZIP_LEVEL, fileobj=file, mtime=0) as stream:
         stream.write(head)
-        for slab in _slabs(array):
+        for slab in file_slabs(array):
             stream.write(slab)
 
 
 def _verify(temporary: Path, *, head: bytes, array: np.ndarray, compressed: bool, path: Path) -> None:
     with ByteSource(temporary, compressed=compressed, where=str(path)) as source:
         equal = source.read(len(head)) == head and all(
-            source.read(len(slab)) == slab for slab in _slabs(array)
+            source.read(len(slab)) == slab for slab in file_slabs(array)
         )
         if equal:
             source.finish()
