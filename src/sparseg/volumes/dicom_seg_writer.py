@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,46 +92,68 @@ def make_segmentation(
     _require_size(series, labels.shape)
     descriptions = [_describe(number, label_id, names, header) for number, label_id in enumerate(ids, 1)]
     try:
-        return hd.seg.Segmentation(
-            source_images=series,
-            pixel_array=frames,
-            segmentation_type=kind,
-            segment_descriptions=descriptions,
-            series_instance_uid=header.series_uid,
-            series_number=header.series_number,
-            sop_instance_uid=header.instance_uid,
-            instance_number=1,
-            # A SEG object needs at least one frame.
-            omit_empty_frames=bool(frames.any()),
-            manufacturer="sparseg",
-            manufacturer_model_name="sparseg",
-            software_versions=list(header.software),  # pydicom takes no tuple
-            device_serial_number="0",
-            content_label="LABELS",
-            content_description=header.description[:_MAX_TEXT],
-            series_description=header.series_description[:_MAX_TEXT],
-        )
+        # Warnings of highdicom and pydicom quote the header, and with it the patient.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _assemble(series, frames, descriptions, header, kind)
     except DICOM_FAULTS as error:
-        # The message of the error may quote the header, and with it the patient.
-        missing = getattr(error, "name", None) or "no name given"
-        raise VolumeError(
-            "the series must have the headers that a DICOM SEG object refers to",
-            received=f"{type(error).__name__} ({missing})",
-            remedy="export the series again with complete headers, or write another format",
-            where=str(series[0].get("SeriesInstanceUID", "")),
-            code="dicom-seg-source",
-        ) from None
+        raise _refuse_source(error, series[0]) from None
 
 
 def write_segmentation(path: Path, segmentation: Dataset) -> None:
     """Write a SEG object in one step, read back and compared.
 
     Raises:
-        VolumeError: the folder does not exist, or the disk refuses.
+        VolumeError: a copied header that DICOM cannot hold, no such folder, or the disk refuses.
     """
     content = io.BytesIO()
-    segmentation.save_as(content, enforce_file_format=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            segmentation.save_as(content, enforce_file_format=True)
+    except DICOM_FAULTS as error:
+        raise _refuse_source(error, segmentation) from None
     write_bytes_atomically(path, content.getvalue())
+
+
+def _assemble(
+    series: Sequence[Dataset],
+    frames: np.ndarray,
+    descriptions: Sequence[hd.seg.SegmentDescription],
+    header: SegmentationHeader,
+    kind: str,
+) -> hd.seg.Segmentation:
+    return hd.seg.Segmentation(
+        source_images=series,
+        pixel_array=frames,
+        segmentation_type=kind,
+        segment_descriptions=descriptions,
+        series_instance_uid=header.series_uid,
+        series_number=header.series_number,
+        sop_instance_uid=header.instance_uid,
+        instance_number=1,
+        # A SEG object needs at least one frame.
+        omit_empty_frames=bool(frames.any()),
+        manufacturer="sparseg",
+        manufacturer_model_name="sparseg",
+        software_versions=list(header.software),  # pydicom takes no tuple
+        device_serial_number="0",
+        content_label="LABELS",
+        content_description=header.description[:_MAX_TEXT],
+        series_description=header.series_description[:_MAX_TEXT],
+    )
+
+
+def _refuse_source(error: Exception, source: Dataset) -> VolumeError:
+    """The error for headers that a SEG object cannot be built on; its message must not quote them."""
+    missing = getattr(error, "name", None)
+    return VolumeError(
+        "the series must have the headers that a DICOM SEG object refers to",
+        received=f"{type(error).__name__} at {missing}" if missing else type(error).__name__,
+        remedy="export the series again with complete and valid headers, or write another format",
+        where=f"series {source.get('SeriesInstanceUID', '')}",
+        code="dicom-seg-source",
+    )
 
 
 def _segment_numbers(labels: np.ndarray, ids: Sequence[int]) -> np.ndarray:

@@ -1,0 +1,159 @@
+"""Predicted labels as a DICOM SEG object that belongs to the series they were predicted from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.valuerep import format_number_as_ds
+
+from sparseg.errors import VolumeError
+from sparseg.volumes.dicom import series_slices
+from sparseg.volumes.dicom_header import DICOM_FAULTS, SliceHeader, unreadable_header
+from sparseg.volumes.dicom_seg_writer import SegmentationHeader, make_segmentation, write_segmentation
+
+_SERIES_NUMBER = 1000
+# A SEG object cannot say where it belongs without these.
+_REFERENCES = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+)
+# DICOM type 2: must be there, may be empty.
+_MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+
+
+class SourceSeries:
+    """Headers of the series that labels will refer to, in the order of its grid.
+
+    The headers hold the patient's data, as the SEG object must; they are kept in memory, and neither errors
+    nor reports quote them.
+
+    Args:
+        folder: DICOM series folder.
+        series_uid: SeriesInstanceUID to take from a folder that holds several.
+
+    Raises:
+        VolumeError: not a DICOM series, a damaged file, several multi-frame files, or no UIDs to refer to.
+        GeometryError: missing, duplicate, uneven, tilted or mixed slices, or no position.
+    """
+
+    def __init__(self, folder: Path, *, series_uid: str | None = None) -> None:
+        if not folder.is_dir():
+            raise VolumeError(
+                "a DICOM SEG output needs a DICOM series as input, which it refers to",
+                received=f"a {''.join(folder.suffixes[-2:]) or 'plain'} file",
+                remedy="give the series folder (or its .zip), or write this input with --format nii.gz",
+                where=folder,
+                code="dicom-seg-input",
+            )
+        self.folder = folder
+        slices, affine = series_slices(folder, series_uid=series_uid)
+        self.frame_order = _frame_order(slices, folder)
+        cosines = _direction_cosines(affine)
+        self.datasets = [_read_header(item, cosines) for item in slices if item.frame == self.frame_order[0]]
+
+    def write(
+        self,
+        path: Path,
+        labels: np.ndarray,
+        names: Mapping[int, str],
+        *,
+        kind: Literal["BINARY", "LABELMAP"] = "BINARY",
+    ) -> None:
+        """Write labels as one SEG object in one step.
+
+        The object carries the Patient and Study modules of the series, which DICOM demands; nothing else of
+        the input's free text.
+
+        Args:
+            path: Output file.
+            labels: Ids `[columns, rows, slices]` on the grid of the series.
+            names: Id -> name.
+            kind: BINARY or LABELMAP.
+
+        Raises:
+            LabelError, GeometryError, VolumeError: labels that do not fit, or the disk refuses.
+        """
+        release = version("sparseg")
+        header = SegmentationHeader(
+            algorithm="sparseg",
+            family="network",
+            version=release,
+            software=(f"sparseg {release}", f"highdicom {version('highdicom')}"),
+            description="predicted by a network, not reviewed",
+            series_description="sparseg segmentation",
+            series_number=_SERIES_NUMBER,
+        )
+        in_file_order = labels if len(self.datasets) > 1 else labels[..., np.argsort(self.frame_order)]
+        write_segmentation(path, make_segmentation(self.datasets, in_file_order, names, header, kind=kind))
+
+
+def _frame_order(slices: Sequence[SliceHeader], folder: Path) -> list[int]:
+    """Return the frame that each slice is: all 0 in single-frame files, else those of the one file."""
+    if all(item.num_frames == 1 for item in slices):
+        return [0] * len(slices)
+    order = [item.frame for item in slices]
+    if len({item.path for item in slices}) > 1 or sorted(order) != list(range(slices[0].num_frames)):
+        raise VolumeError(
+            "a DICOM SEG output can refer to single-frame images, or to one multi-frame image",
+            received=f"{len({item.path for item in slices})} multi-frame files",
+            remedy="separate the files, or write this input with --format nii.gz",
+            where=folder,
+            code="dicom-seg-multiframe",
+        )
+    return order
+
+
+def _direction_cosines(affine: np.ndarray) -> list[str]:
+    """Return ImageOrientationPatient of a grid: two unit vectors at right angles, the same for all slices."""
+    columns = affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)
+    lps = columns * [[-1.0], [-1.0], [1.0]]
+    return [str(format_number_as_ds(float(value) + 0.0)) for value in lps.T.ravel()]
+
+
+def _read_header(item: SliceHeader, cosines: list[str]) -> Dataset:
+    """Return the header of a slice with all that highdicom takes for granted."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(item.path, stop_before_pixels=True)
+            absent = [keyword for keyword in _REFERENCES if not dataset.get(keyword)]
+    except DICOM_FAULTS as error:
+        raise unreadable_header(item.path, error) from error
+    if absent:
+        raise VolumeError(
+            "the images must have the UIDs that a DICOM SEG output refers to",
+            received=f"no {', '.join(absent)}",
+            remedy="export the series again with its UIDs, or write this input with --format nii.gz",
+            where=item.path,
+            code="dicom-seg-uids",
+        )
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
+    if item.num_frames == 1:
+        dataset.ImageOrientationPatient = cosines
+    else:
+        plane = Dataset()
+        plane.ImageOrientationPatient = cosines
+        dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence = [plane]
+    return dataset
