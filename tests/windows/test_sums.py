@@ -99,7 +99,7 @@ def test_the_mean_by_hand() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_added_up_in_float32(dtype: torch.dtype) -> None:
-    """A constant that half precision can hold survives about a hundred windows per voxel to a few units of float32."""
+    """A constant that half precision can hold survives about a hundred windows per voxel."""
     found = sliding_window(image(), lambda x: torch.full_like(x, 0.7, dtype=dtype), ROI, overlap=0.75)
     value = float(torch.tensor(0.7, dtype=dtype))
     assert found.dtype == torch.float32

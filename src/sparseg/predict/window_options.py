@@ -1,0 +1,63 @@
+"""What a model's card says about its windows: what is empty, and along which axes they may be mirrored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from sparseg.checkpoints.card import ModelCard
+from sparseg.errors import ConfigError
+from sparseg.preprocessing.config import CTIntensity
+from sparseg.windows.empty import EmptyRule
+
+Mirror = Literal["lr", "ap", "si"]
+# Axes of the model grid, which is always right, anterior, superior.
+_AXES: dict[Mirror, int] = {"lr": 0, "ap": 1, "si": 2}
+_SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+
+# Share of the clip range (2 in prepared values) that is still air: 13 HU of the paper's abdominal setting.
+CT_TOLERANCE = 0.02
+# Far enough for a probability of 0.999 among a dozen classes, near enough not to outweigh a neighbour's
+# logits when they are interpolated.
+BACKGROUND_LOGIT = 10.0
+
+
+def empty_rule(card: ModelCard) -> EmptyRule | None:
+    """Windows in which every voxel is at the clip minimum (CT, within 1 % of the range) or zero (MR).
+
+    A voxel that only such windows cover becomes background. Voxels with content, and those within 2 voxels of
+    one, keep their very logits; see `EmptyRule`. What can change is what a network saw in pure background,
+    at least 3 voxels away from anything. None, so that no window is skipped, for a model without background.
+    """
+    if card.regions:
+        logits = (-BACKGROUND_LOGIT,) * len(card.regions)
+    elif 0 not in card.labels:
+        return None
+    else:
+        logits = tuple(BACKGROUND_LOGIT if label == 0 else 0.0 for label in sorted(card.labels))
+    is_ct = isinstance(card.preprocess.intensity, CTIntensity)
+    return EmptyRule(card.preprocess.background_value, logits, CT_TOLERANCE if is_ct else 0.0)
+
+
+def mirror_axes(mirror: Sequence[Mirror], card: ModelCard) -> tuple[int, ...]:
+    """Voxel axes of the model grid to mirror along, in ascending order.
+
+    Args:
+        mirror: Any of `lr` (left-right), `ap` (front-back) and `si` (up-down).
+        card: The model's card.
+
+    Raises:
+        ConfigError: left-right, though the model has labels of one side: it would name the wrong one.
+    """
+    names = [*card.labels.values(), *card.regions]
+    sided = [name for name in names if _SIDE.search(name)]
+    if "lr" in mirror and sided:
+        raise ConfigError(
+            "a model that tells left from right must not be mirrored along the left-right axis",
+            received=f"lr with the label(s) {', '.join(sided)}",
+            remedy="mirror along ap and si only",
+            where="mirror",
+            code="mirror-sides",
+        )
+    return tuple(sorted({_AXES[name] for name in mirror}))
