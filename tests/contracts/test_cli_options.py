@@ -79,6 +79,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--assume-orientation": None,
         "--nonfinite": None,
         "--series-uid": None,
+        "--format": "nii.gz",
+        "--labelmap": False,
+        "--largest-component": (),
+        "--fill-holes": (),
+        "--min-ml": 0.0,
+        "--mirror": (),
+        "--keep-empty": False,
     },
     "evaluate": {
         "--pred": REQUIRED,

@@ -80,7 +80,8 @@ def check(out, truth, bad):
         assert rows[name]["status"] == "error"
         assert rows[name]["code"]
         assert name in rows[name]["message"]
-    assert {path.name for path in out.iterdir()} == {f"{name}.nii.gz" for name in truth} | {"report.json"}
+    labels = {f"{name}.nii.gz" for name in truth}
+    assert {path.name for path in out.iterdir()} == labels | {"report.json", "statistics.json"}
 
 
 def test_every_kind_of_bad_case_at_once(cohort, capsys, monkeypatch):

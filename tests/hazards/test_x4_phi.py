@@ -112,7 +112,8 @@ def test_predict_and_info(command, tmp_path):
     for path in inputs:
         command("info", path)
     require_clean(out)
-    assert {path.name for path in out.iterdir()} == {"nifti.nii.gz", "series.nii.gz", "report.json"}
+    reports = {"report.json", "statistics.json"}
+    assert {path.name for path in out.iterdir()} == {"nifti.nii.gz", "series.nii.gz"} | reports
 
 
 def test_errors_and_their_report(command, tmp_path):

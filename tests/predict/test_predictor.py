@@ -112,13 +112,15 @@ def test_names_and_volumes_of_the_labels(monkeypatch, tmp_path):
     write_image(tmp_path / "case.nii.gz", image)
     result = predictor.predict_file(tmp_path / "case.nii.gz", tmp_path / "labels.nii.gz")
     (extension,) = nib.load(tmp_path / "labels.nii.gz").header.extensions
-    assert json.loads(extension.text) == {"labels": {"0": "background", "1": "liver", "2": "tumor"}}
+    content = json.loads(extension.text)
+    assert content["labels"] == {"0": "background", "1": "liver", "2": "tumor"}
+    assert content.keys() == {"labels", "colours"}
     voxel_ml = 1.5 * 1.0 * 2.0 / 1000
     counts = np.bincount(truth.array.ravel())
     assert result.volumes_ml == pytest.approx(
         {"liver": counts[1] * voxel_ml, "tumor": counts[2] * voxel_ml}, abs=1e-3
     )
-    assert set(result.seconds) == {"read", "prepare", "windows", "finish", "write"}
+    assert set(result.seconds) == {"read", "prepare", "windows", "finish", "statistics", "write"}
 
 
 def test_progress_counts_every_window(monkeypatch, tmp_path):

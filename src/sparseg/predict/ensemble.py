@@ -58,9 +58,10 @@ class Ensemble(Predictor):
             done += member.num_windows(image)
         return mean.logits()
 
-    def num_windows(self, image: Volume) -> int:
-        """Windows that an image on the model grid takes, over all models."""
-        return sum(member.num_windows(image) for member in self._members)
+    def count_windows(self, image: Volume) -> tuple[int, int]:
+        """Windows to run and windows skipped as empty, over all models."""
+        counts = [member.count_windows(image) for member in self._members]
+        return sum(run for run, _ in counts), sum(skipped for _, skipped in counts)
 
 
 class MeanProbabilities:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparseg.errors import InputError, VolumeError
+from sparseg.volumes.archive import is_archive
 from sparseg.volumes.io import SUFFIXES, case_name, is_dicom_folder
 
 
@@ -19,19 +20,21 @@ class PredictionCase:
     output: Path
 
 
-def collect_cases(inputs: Sequence[Path], out: Path) -> list[PredictionCase]:
+def collect_cases(inputs: Sequence[Path], out: Path, *, suffix: str = ".nii.gz") -> list[PredictionCase]:
     """Turn arguments into cases.
 
     Args:
-        inputs: Image files, DICOM series folders, or folders that hold image files and series folders.
-        out: Output folder; labels are named `<case>.nii.gz`.
+        inputs: Image files, DICOM series as folders or .zip files, or folders that hold image files and
+            series folders; a .zip within a folder is passed over, as it may hold anything.
+        out: Output folder; labels are named `<case><suffix>`.
+        suffix: Ending of the label files.
 
     Raises:
         InputError: a folder without images, two inputs of one name, or an output that would overwrite an
             input.
     """
     images = [image for path in inputs for image in _expand(path)]
-    cases = [PredictionCase(name := case_name(image), image, out / f"{name}.nii.gz") for image in images]
+    cases = [PredictionCase(name := _name_of(image), image, out / f"{name}{suffix}") for image in images]
     by_name: dict[str, Path] = {}
     for case in cases:
         # Some file systems do not tell capitals apart.
@@ -54,6 +57,10 @@ def collect_cases(inputs: Sequence[Path], out: Path) -> list[PredictionCase]:
                 remedy="choose another --out folder",
             )
     return cases
+
+
+def _name_of(image: Path) -> str:
+    return case_name(image.with_suffix("") if is_archive(image) else image)
 
 
 def _expand(path: Path) -> list[Path]:
