@@ -54,7 +54,8 @@ class TestRightInput:
         assert outcome.out.startswith(f"liver 7: {tmp_path / 'out' / 'liver 7.nii.gz'} (")
         assert outcome.out.count("\n") == 1
         np.testing.assert_array_equal(ids_of(tmp_path / "out" / "liver 7.nii.gz"), truth)
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["liver 7.nii.gz", "report.json"]
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["liver 7.nii.gz", "report.json", "statistics.json"]
 
     def test_report(self, predict, tmp_path, model_folder):
         truth = write_case(tmp_path / "a.nii")
@@ -78,10 +79,12 @@ class TestRightInput:
                 "nonfinite": None,
                 "series_uid": None,
             },
+            "cleanup": {"largest_component": [], "fill_holes": [], "min_ml": 0.0},
         }
         counts = np.bincount(truth.ravel(), minlength=3) * 3 / 1000
         assert row.pop("volumes_ml") == pytest.approx({"liver": counts[1], "tumor": counts[2]}, abs=1e-3)
-        assert row.pop("seconds").keys() == {"read", "prepare", "windows", "finish", "write"}
+        steps = {"read", "prepare", "windows", "finish", "statistics", "write"}
+        assert row.pop("seconds").keys() == steps
         assert (row.pop("num_windows"), row.pop("num_windows_skipped")) == (1, 0)
         assert row == {"case": "a", "status": "ok", "output": "a.nii.gz"}
 
@@ -180,6 +183,7 @@ class TestRightInput:
             "b.nii.gz",
             f"{'x' * 100}.nii.gz",
             "report.json",
+            "statistics.json",
         }
         assert outcome.out.count("\n") == 5
 
@@ -361,5 +365,6 @@ def test_interrupt_keeps_the_complete_cases(predict, tmp_path, monkeypatch):
     outcome = predict(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
     assert outcome.code == 130
     outcome.one_line("interrupted")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "report.json"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["a.nii.gz", "report.json", "statistics.json"]
     np.testing.assert_array_equal(ids_of(tmp_path / "out" / "a.nii.gz"), truth)

@@ -28,18 +28,23 @@ def predict(
     assume_orientation: str | None = None,
     nonfinite: float | None = None,
     series_uid: str | None = None,
+    format: Literal["nii.gz", "seg.nrrd", "dicom-seg"] = "nii.gz",
+    labelmap: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    largest_component: Annotated[tuple[str, ...], cyclopts.Parameter(negative="")] = (),
+    fill_holes: Annotated[tuple[str, ...], cyclopts.Parameter(negative="")] = (),
+    min_ml: float = 0.0,
     mirror: Annotated[tuple[Literal["lr", "ap", "si"], ...], cyclopts.Parameter(negative="")] = (),
     keep_empty: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
     """Segment images into label files on their own grids.
 
-    Writes <case>.nii.gz per case and report.json. Exit code 0: all done; 1: some cases failed, the others are
-    complete; 2: bad input, nothing written for it.
+    Writes a label file per case, statistics.json and report.json. Exit code 0: all done; 1: some cases
+    failed, the others are complete; 2: bad input, nothing written for it.
 
     Parameters
     ----------
     inputs
-        NIfTI files, DICOM series folders, or folders that hold them.
+        NIfTI files, DICOM series folders, .zip files of one series, or folders that hold files and series.
     model
         Model folder, training run, or cross-validation (all its folds); given several times, or with several
         folds, the mean of the models' probabilities decides.
@@ -59,6 +64,17 @@ def predict(
         Value that replaces NaN and infinite voxels of NIfTI files.
     series_uid
         SeriesInstanceUID of the series to take from a DICOM folder that holds several.
+    format
+        Kind of the label files: nii.gz; seg.nrrd for 3D Slicer; or dicom-seg, one DICOM SEG object <case>.dcm
+        that refers to the input series and, as DICOM demands, carries the patient and study of that series.
+    labelmap
+        DICOM SEG of type LABELMAP instead of BINARY; few programs read it yet.
+    largest_component
+        Name of a class of which only the largest component is kept; may be given several times; all for all.
+    fill_holes
+        Name of a class whose holes are filled; may be given several times; all for all.
+    min_ml
+        Components of any class below this volume in ml are removed.
     mirror
         Mirror every window left-right (lr), front-back (ap) or up-down (si), too, and average the logits;
         each doubles the time. Only for models trained with such flips, and never lr where labels name a side.
@@ -69,8 +85,10 @@ def predict(
     from sparseg.cli.settings import choose_device
     from sparseg.errors import ConfigError, InputError
     from sparseg.predict.batch import predict_cases
+    from sparseg.predict.cleanup import Cleanup
     from sparseg.predict.ensemble import load_predictor
     from sparseg.predict.inputs import collect_cases
+    from sparseg.predict.label_files import SUFFIX_OF, LabelFiles
     from sparseg.predict.predictor import PredictSettings
     from sparseg.predict.reading import ReadOptions
 
@@ -80,10 +98,19 @@ def predict(
             received=f"batch size {batch_size}, overlap {overlap}",
             remedy="e.g. --batch-size 1 --overlap 0.5",
         )
-    cases = collect_cases(inputs, out)
+    files = LabelFiles(format, labelmap)
+    cleanup = Cleanup(largest_component, fill_holes, min_ml)
+    cases = collect_cases(inputs, out, suffix=SUFFIX_OF[format])
     reading = ReadOptions(affine, assume_orientation, nonfinite, series_uid)
     settings = PredictSettings(
-        overlap, batch_size, choose_device(device), reading, mirror=mirror, keep_empty=keep_empty
+        overlap,
+        batch_size,
+        choose_device(device),
+        reading,
+        files,
+        cleanup,
+        mirror=mirror,
+        keep_empty=keep_empty,
     )
     predictor = load_predictor(model, settings)
     with progress_bar() as bar:

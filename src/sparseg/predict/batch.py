@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,9 +11,11 @@ from typing import Any, Protocol
 from sparseg.errors import InputError, SparsegError
 from sparseg.predict.inputs import PredictionCase
 from sparseg.predict.predictor import CaseResult, Predictor
+from sparseg.predict.statistics import LabelStatistics
 from sparseg.volumes.atomic import write_bytes_atomically
 
 REPORT = "report.json"
+STATISTICS = "statistics.json"
 
 
 class CaseMonitor(Protocol):
@@ -32,7 +34,7 @@ class CaseMonitor(Protocol):
 def predict_cases(
     predictor: Predictor, cases: Sequence[PredictionCase], out: Path, monitor: CaseMonitor
 ) -> list[SparsegError]:
-    """Segment all cases and write `report.json`.
+    """Segment all cases and write `report.json` and `statistics.json`.
 
     A label file left by an earlier run is removed before a case is tried, so that after an error no old
     result looks like a new one.
@@ -41,8 +43,10 @@ def predict_cases(
         The errors of the cases that failed, in order.
     """
     rows: list[dict[str, Any]] = []
+    statistics: dict[str, dict[str, LabelStatistics]] = {}
     errors = []
-    (out / REPORT).unlink(missing_ok=True)  # whatever it says is not about this run
+    for stale in (REPORT, STATISTICS):  # whatever they say is not about this run
+        (out / stale).unlink(missing_ok=True)
     for case in cases:
         progress = monitor.on_start(case)
         try:
@@ -61,11 +65,15 @@ def predict_cases(
                     "num_windows_skipped": result.num_windows_skipped,
                     "seconds": result.seconds,
                     "volumes_ml": result.volumes_ml,
+                    **({} if result.cleanup is None else {"cleanup": asdict(result.cleanup)}),
                 }
             )
+            statistics[case.name] = result.statistics
             monitor.on_done(case, result)
         # A single image that failed leaves nothing behind, not even a report.
         if len(cases) > 1 or not errors:
+            if statistics:
+                write_statistics(out, statistics)
             write_report(out, predictor, rows)
     return errors
 
@@ -113,8 +121,25 @@ def write_report(out: Path, predictor: Predictor, rows: Sequence[dict[str, Any]]
         "mirror": predictor.settings.mirror,
         "keep_empty": predictor.settings.keep_empty,
         "reading": asdict(predictor.settings.reading),
+        "cleanup": asdict(predictor.settings.cleanup),
         "cases": list(rows),
     }
     content = (json.dumps(report, indent=2) + "\n").encode()
     out.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(out / REPORT, content)
+
+
+def write_statistics(out: Path, statistics: Mapping[str, Mapping[str, LabelStatistics]]) -> None:
+    """Write `statistics.json` in one step: case -> label -> the fields of `LabelStatistics`.
+
+    Cases that failed are not in it.
+
+    Raises:
+        VolumeError: the folder cannot be written to.
+    """
+    cases = {
+        case: {name: asdict(found) for name, found in labels.items()} for case, labels in statistics.items()
+    }
+    content = json.dumps({"cases": cases}, indent=2, allow_nan=False) + "\n"
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomically(out / STATISTICS, content.encode())

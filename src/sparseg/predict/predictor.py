@@ -15,14 +15,16 @@ from sparseg.checkpoints.card import ModelCard
 from sparseg.checkpoints.folder import load_model, read_card
 from sparseg.errors import VolumeError
 from sparseg.models.segmenter import SparseUNETR
+from sparseg.predict.cleanup import Cleanup, CleanupReport, clean_labels
 from sparseg.predict.decide import make_decision
+from sparseg.predict.label_files import LabelFiles, local_image
 from sparseg.predict.reading import ReadOptions
+from sparseg.predict.statistics import ConfidentDecision, LabelStatistics, measure_labels
 from sparseg.predict.window_options import Mirror, empty_rule, mirror_axes
 from sparseg.preprocessing.orientation import undo_reorient
 from sparseg.preprocessing.pipeline import prepare
 from sparseg.preprocessing.record import PreprocessRecord
 from sparseg.preprocessing.restore import crop_box, model_positions
-from sparseg.volumes.nifti_writer import write_label_map
 from sparseg.volumes.volume import Volume
 from sparseg.windows.finish import finish_labels
 from sparseg.windows.mirror import mirrored
@@ -32,12 +34,23 @@ from sparseg.windows.sliding import sliding_window
 
 @dataclass
 class CaseResult:
-    """What happened to one case: seconds per step, windows run and skipped, volume of each label."""
+    """What happened to one case.
+
+    Attributes:
+        seconds: Time per step.
+        num_windows: Windows run.
+        num_windows_skipped: Windows not run because they hold only background.
+        volumes_ml: Volume of each label.
+        statistics: All numbers of each label, background excepted, by name.
+        cleanup: What clean-up changed; None if none was asked for.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     num_windows: int = 0
     num_windows_skipped: int = 0
     volumes_ml: dict[str, float] = field(default_factory=dict)
+    statistics: dict[str, LabelStatistics] = field(default_factory=dict)
+    cleanup: CleanupReport | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,8 @@ class PredictSettings:
         batch_size: Windows per call of the network.
         device: Where the network runs.
         reading: Decisions for images that would be refused otherwise.
+        files: How labels are written.
+        cleanup: Components to remove and holes to fill on the original grid; none by default.
         mirror: Directions in which windows are mirrored, too, and the logits averaged: `lr`, `ap`, `si`. Each
             doubles the time; only for models trained with such flips.
         keep_empty: Run windows of pure background, too; see `empty_rule` for what that can change.
@@ -59,6 +74,8 @@ class PredictSettings:
     batch_size: int = 1
     device: str = "cpu"
     reading: ReadOptions = field(default_factory=ReadOptions)
+    files: LabelFiles = field(default_factory=LabelFiles)
+    cleanup: Cleanup = field(default_factory=Cleanup)
     mirror: tuple[Mirror, ...] = ()
     keep_empty: bool = False
     max_bytes: int | None = None
@@ -72,6 +89,9 @@ class Predictor:
         card: Its model card.
         settings: How to run it.
         name: What reports and errors call it.
+
+    Raises:
+        ConfigError: a class to clean up that the model has not, or left-right mirroring with sided labels.
     """
 
     def __init__(
@@ -83,6 +103,7 @@ class Predictor:
         name: str = "model",
     ) -> None:
         self.settings = settings or PredictSettings()
+        self.settings.cleanup.check_names(card.labels)
         self.name = name
         self.net = net.to(self.settings.device).eval()
         self.card = card
@@ -109,20 +130,29 @@ class Predictor:
     def predict_file(
         self, source: Path, output: Path, *, on_progress: Callable[[int, int], None] | None = None
     ) -> CaseResult:
-        """Segment one image file or DICOM series into `output`, a label file on the image's own grid.
+        """Segment one image into `output`, a label file on the image's own grid.
+
+        Args:
+            source: Image file, DICOM series folder, or a .zip of one series.
+            output: Label file, with the suffix of the format in the settings.
+            on_progress: Called after each window with (done, all).
 
         Raises:
-            VolumeError, GeometryError: the image cannot be trusted, or has other channels than the model.
+            VolumeError, GeometryError: the image cannot be trusted, has other channels than the model, or
+                cannot have labels of the wanted kind.
             NumericsError: the network gave a non-finite value. No output is written after any error.
         """
         result = CaseResult()
         clock = _Clock(result.seconds)
-        image = self.settings.reading.read(source)
+        reading, files = self.settings.reading, self.settings.files
+        with local_image(source) as path:
+            write = files.writer(path, reading.series_uid)
+            image = reading.read(path)
         self._require_channels(image)
         clock.lap("read")
         labels = self._segment(image, result, clock, on_progress)
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_label_map(output, labels, image.affine, label_names=self.card.labels)
+        write(output, labels, image.affine, self.card.labels)
         clock.lap("write")
         return result
 
@@ -150,10 +180,18 @@ class Predictor:
         clock.lap("prepare")
         logits = self.predict_prepared(prepared.image, on_progress=on_progress)
         clock.lap("windows")
-        labels = labels_on_original_grid(logits, prepared.record, self.card)
+        decide = ConfidentDecision(self.card.labels, self.card.regions)
+        labels = labels_on_original_grid(logits, prepared.record, self.card, decide=decide)
         clock.lap("finish")
+        if self.settings.cleanup:
+            result.cleanup = clean_labels(labels, image.affine, self.card.labels, self.settings.cleanup)
+            clock.lap("cleanup")
         result.num_windows, result.num_windows_skipped = self.count_windows(prepared.image)
-        result.volumes_ml = _volumes_ml(labels, image, self.card.labels)
+        result.statistics = measure_labels(
+            labels, image.affine, self.card.labels, confidence=decide.mean_confidence()
+        )
+        result.volumes_ml = {name: found.volume_ml for name, found in result.statistics.items()}
+        clock.lap("statistics")
         return labels
 
     def predict_prepared(
@@ -200,24 +238,24 @@ class Predictor:
             )
 
 
-def labels_on_original_grid(logits: Tensor, record: PreprocessRecord, card: ModelCard) -> np.ndarray:
+def labels_on_original_grid(
+    logits: Tensor,
+    record: PreprocessRecord,
+    card: ModelCard,
+    *,
+    decide: Callable[[Tensor], Tensor] | None = None,
+) -> np.ndarray:
     """Ids `[H0, W0, D0]` on the original grid; outside the foreground crop is 0.
 
-    uint8, or uint16 where the model has ids above 255.
+    uint8, or uint16 where the model has ids above 255. `decide` is that of `make_decision` unless given.
     """
     positions = [model_positions(record, axis) for axis in range(3)]
     dtype = np.uint8 if max(card.labels) < 256 else np.uint16
     full = np.zeros(record.reoriented_shape, dtype=dtype)
     full[crop_box(record)] = finish_labels(
-        logits, positions, make_decision(card.labels, card.regions), dtype=dtype
+        logits, positions, decide or make_decision(card.labels, card.regions), dtype=dtype
     )
     return np.ascontiguousarray(undo_reorient(full[None], record.permutation, record.flips)[0])
-
-
-def _volumes_ml(labels: np.ndarray, image: Volume, names: dict[int, str]) -> dict[str, float]:
-    voxel_ml = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
-    counts = np.bincount(labels.reshape(-1), minlength=max(names) + 1)
-    return {name: round(int(counts[label]) * voxel_ml, 3) for label, name in names.items() if label}
 
 
 def _as_tensor(image: Volume) -> Tensor:
