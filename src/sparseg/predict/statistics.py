@@ -127,8 +127,8 @@ class ConfidentDecision:
         # Where several channels paint one id, the smallest region is painted last and decides.
         channels = {label: channel for channel, label in (paint_order(regions) if regions else [])}
         self._channel = torch.zeros(ids[-1] + 1, dtype=torch.int64)
-        for position, label in enumerate(ids):
-            self._channel[label] = channels.get(label, 0) if regions else position
+        for label, channel in channels.items():
+            self._channel[label] = channel
         self._exclusive = not regions
         self._sums = torch.zeros(ids[-1] + 1, dtype=torch.float64)
         self._counts = torch.zeros(ids[-1] + 1, dtype=torch.float64)
@@ -136,13 +136,17 @@ class ConfidentDecision:
     def __call__(self, logits: Tensor) -> Tensor:
         """Logits `[K, ...]` -> ids `[...]`."""
         ids = self._decide(logits)
-        inside = ids > 0
-        found = ids[inside]
-        chosen = logits[:, inside.to(logits.device)].cpu().float()
-        own = chosen.gather(0, self._channel[found][None])[0]
-        probability = (own - chosen.logsumexp(dim=0)).exp() if self._exclusive else own.sigmoid()
-        self._sums.index_add_(0, found, probability.double())
-        self._counts.index_add_(0, found, torch.ones_like(probability, dtype=torch.float64))
+        places = ids.flatten().nonzero()[:, 0]
+        found = ids.flatten()[places]
+        chosen = logits.flatten(1).index_select(1, places.to(logits.device)).cpu().float()
+        if self._exclusive:
+            # The label is the argmax, so the largest logit is its own and no exponential can overflow.
+            probability = chosen.sub_(chosen.amax(dim=0)).exp_().sum(dim=0).reciprocal()
+        else:
+            probability = chosen.gather(0, self._channel[found][None])[0].sigmoid()
+        size = len(self._counts)
+        self._sums += torch.bincount(found, weights=probability.double(), minlength=size)
+        self._counts += torch.bincount(found, minlength=size)
         return ids
 
     def mean_confidence(self) -> dict[int, float]:
