@@ -27,7 +27,7 @@ _REFERENCES = (
     "SeriesInstanceUID",
     "FrameOfReferenceUID",
 )
-# DICOM type 2: must be there, may be empty.
+# What the patient and study of the object must state; DICOM type 2: must be there, may be empty.
 _MAY_BE_EMPTY = (
     "PatientID",
     "PatientName",
@@ -39,6 +39,30 @@ _MAY_BE_EMPTY = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+# highdicom copies whole modules, free text and scanner included: what is not read cannot get into the object.
+_READ = [
+    *_REFERENCES,
+    *_MAY_BE_EMPTY,
+    "SpecificCharacterSet",
+    "IssuerOfPatientID",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "Modality",
+    "PositionReferenceIndicator",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
 
 
 class SourceSeries:
@@ -81,8 +105,8 @@ class SourceSeries:
     ) -> None:
         """Write labels as one SEG object in one step.
 
-        The object carries the Patient and Study modules of the series, which DICOM demands; nothing else of
-        the input's free text.
+        The object carries what DICOM demands of the patient and study of the series (name, id, birth date,
+        sex, accession number, study id and date, referring physician) and none of the input's other texts.
 
         Args:
             path: Output file.
@@ -135,7 +159,7 @@ def _read_header(item: SliceHeader, cosines: list[str]) -> Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(item.path, stop_before_pixels=True)
+            dataset = pydicom.dcmread(item.path, stop_before_pixels=True, specific_tags=_READ)
             absent = [keyword for keyword in _REFERENCES if not dataset.get(keyword)]
     except DICOM_FAULTS as error:
         raise unreadable_header(item.path, error) from error

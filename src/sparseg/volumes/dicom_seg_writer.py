@@ -72,7 +72,8 @@ def make_segmentation(
 
     Segments are the declared labels without the background, in the order of their ids, numbered from 1;
     structures that the case does not have are declared all the same. DICOM demands that the object belongs to
-    the patient and study of its series: highdicom copies the Patient and Study modules, whatever they hold.
+    the patient and study of its series: highdicom copies the Patient and Study modules and the scanner, as
+    far as `series` holds them.
 
     Args:
         series: Headers of the slices in the order of the third array axis, with one and the same
