@@ -29,6 +29,11 @@ def empty_rule(card: ModelCard) -> EmptyRule | None:
     A voxel that only such windows cover becomes background. Voxels with content, and those within 2 voxels of
     one, keep their very logits; see `EmptyRule`. What can change is what a network saw in pure background,
     at least 3 voxels away from anything. None, so that no window is skipped, for a model without background.
+
+    Measured with the CT sample and its model: cropped to the body, no window of 80 x 80 x 32 is empty (0 of
+    36 and of 18) and nothing changes. With 48 voxels of air added on all sides, 40 of 240 and 90 of 180
+    windows are skipped; no label of a voxel with content changes (its logits are equal bit for bit), and
+    1,164 of 59,033 and 1,549 of 23,150 labelled voxels, none of them with content, become background.
     """
     if card.regions:
         logits = (-BACKGROUND_LOGIT,) * len(card.regions)
