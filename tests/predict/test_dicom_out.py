@@ -10,6 +10,7 @@ import pytest
 
 from hazards.dicom_faults import AXIAL, make_multiframe, save_series
 from sparseg.errors import VolumeError
+from sparseg.predict.colours import label_colours
 from sparseg.predict.dicom_out import SourceSeries
 from sparseg.predict.label_files import SUFFIX_OF, LabelFiles
 from sparseg.predict.predictor import PredictSettings
@@ -88,6 +89,15 @@ def test_labels_lie_where_their_series_lies(orientation, kind, tmp_path):
     ids = make_ids()
     SourceSeries(folder).write(tmp_path / "seg.dcm", ids, NAMES, kind=kind)
     require_in_place(tmp_path / "seg.dcm", ids, read_dicom_series(folder))
+
+
+def test_segments_have_the_colours_of_other_formats(tmp_path):
+    folder = save_series(tmp_path / "s", make_series())
+    SourceSeries(folder).write(tmp_path / "seg.dcm", make_ids(), NAMES)
+    segments = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence
+    for item, colour in zip(segments, label_colours(NAMES).values(), strict=True):
+        shown = highdicom.color.CIELabColor.from_dicom_value(item.RecommendedDisplayCIELabValue).to_rgb()
+        np.testing.assert_allclose(shown, colour, atol=1)
 
 
 def test_every_frame_names_the_image_it_lies_on(tmp_path):

@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.valuerep import format_number_as_ds
 
 from sparseg.errors import VolumeError
+from sparseg.predict.colours import label_colours
 from sparseg.volumes.dicom import series_slices
 from sparseg.volumes.dicom_header import DICOM_FAULTS, SliceHeader, unreadable_header
 from sparseg.volumes.dicom_seg_writer import SegmentationHeader, make_segmentation, write_segmentation
@@ -126,6 +127,7 @@ class SourceSeries:
             description="predicted by a network, not reviewed",
             series_description="sparseg segmentation",
             series_number=_SERIES_NUMBER,
+            colours=label_colours(names),
         )
         in_file_order = labels if len(self.datasets) > 1 else labels[..., np.argsort(self.frame_order)]
         write_segmentation(path, make_segmentation(self.datasets, in_file_order, names, header, kind=kind))

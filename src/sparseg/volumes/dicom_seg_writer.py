@@ -45,6 +45,7 @@ class SegmentationHeader:
         instance_uid: UID of the object; a new one by default.
         automatic: Whether nobody took part; otherwise half-automatic.
         tracking: Label id -> tracking id and UID, if the labels have such.
+        colours: Label id -> red, green, blue, 0 to 255, for viewers.
     """
 
     algorithm: str
@@ -58,6 +59,7 @@ class SegmentationHeader:
     instance_uid: str = field(default_factory=hd.UID)
     automatic: bool = True
     tracking: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    colours: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
 
 
 def make_segmentation(
@@ -199,6 +201,7 @@ def _describe(
     name = names[label_id]
     coded = code_name(name)
     kinds = hd.seg.SegmentAlgorithmTypeValues
+    colour = header.colours.get(label_id)
     tracking_id, tracking_uid = header.tracking.get(label_id, (None, None))
     description = hd.seg.SegmentDescription(
         segment_number=number,
@@ -214,6 +217,7 @@ def _describe(
         tracking_id=tracking_id,
         tracking_uid=tracking_uid,
         anatomic_regions=[_concept(coded.region)] if coded.region else None,
+        display_color=hd.color.CIELabColor.from_rgb(*colour) if colour else None,
     )
     if coded.side:
         kind = description.SegmentedPropertyTypeCodeSequence[0]
