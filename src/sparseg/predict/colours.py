@@ -54,6 +54,7 @@ _SINGLE: dict[str, Colour] = {
     "necrosis": (104, 100, 108),
     "nodule": (168, 204, 48),
     "pancreas": (232, 188, 108),
+    "portal and splenic vein": (64, 136, 208),
     "portal vein and splenic vein": (64, 136, 208),
     "prostate": (188, 144, 96),
     "rectum": (176, 112, 84),
