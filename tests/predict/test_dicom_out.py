@@ -175,6 +175,11 @@ def test_series_without_uids_is_refused(keyword, tmp_path):
     assert "ZZPHI" not in str(caught.value)
 
 
+def test_missing_input_is_called_missing(tmp_path):
+    with pytest.raises(VolumeError, match="no such folder"):
+        SourceSeries(tmp_path / "s")
+
+
 class TestPredictor:
     """Through the predictor: refusals come before the network, archives go through it."""
 

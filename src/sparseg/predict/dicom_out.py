@@ -82,7 +82,7 @@ class SourceSeries:
     """
 
     def __init__(self, folder: Path, *, series_uid: str | None = None) -> None:
-        if not folder.is_dir():
+        if folder.is_file():
             raise VolumeError(
                 "a DICOM SEG output needs a DICOM series as input, which it refers to",
                 received=f"a {''.join(folder.suffixes[-2:]) or 'plain'} file",
