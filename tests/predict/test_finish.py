@@ -82,8 +82,8 @@ def test_slab_size_changes_nothing_and_bounds_the_memory(slab):
     whole = finish_labels(logits, positions, lambda values: values.argmax(dim=0), slab=10**6)
     np.testing.assert_array_equal(labels, whole)
     h, w, d = record.crop_shape
-    thickness = [min(slab, d - first) for first in range(0, d, slab)]
-    assert shapes == [(4, h, w, n) for n in thickness]
+    thickness = [min(slab, h - first) for first in range(0, h, slab)]
+    assert shapes == [(4, n, w, d) for n in thickness]
 
 
 def test_axes_that_were_not_resampled_keep_their_very_values():
@@ -96,7 +96,7 @@ def test_axes_that_were_not_resampled_keep_their_very_values():
         return values.argmax(dim=0)
 
     labels = finish_labels(logits, [np.arange(7), np.arange(6.0), np.arange(9)], decide, slab=4)
-    torch.testing.assert_close(torch.cat(seen, dim=3), logits, rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat(seen, dim=1), logits, rtol=0, atol=0)
     np.testing.assert_array_equal(labels, logits.argmax(dim=0).numpy())
 
 

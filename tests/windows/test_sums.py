@@ -106,6 +106,17 @@ def test_half_precision_is_added_up_in_float32(dtype: torch.dtype) -> None:
     assert float((found - value).abs().max()) <= 3e-6 * value
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_sums_on_the_device_are_those_of_the_cpu() -> None:
+    plain = sliding_window(image(), network, ROI, empty=EmptyRule(0.0, (10.0, 0.0)))
+    found = sliding_window(
+        image(), network, ROI, empty=EmptyRule(0.0, (10.0, 0.0)), device="cuda", sums_device="cuda"
+    )
+    assert found.device.type == "cpu"
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory as Linux gives it")
 def test_peak_memory_stays_near_the_budget(tmp_path: Path) -> None:
