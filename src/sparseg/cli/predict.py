@@ -35,7 +35,8 @@ def predict(
     Parameters
     ----------
     inputs
-        NIfTI files, DICOM series folders, .zip files of one series, or folders that hold files and series.
+        Image files, DICOM series folders, .zip files of one series, folders that hold files and series, or
+        datasets (their test cases; all cases where there are none).
     model
         Model folder, training run, or cross-validation (all its folds); given several times, or with several
         folds, the mean of the models' probabilities decides.

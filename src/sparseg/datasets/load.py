@@ -10,7 +10,7 @@ from sparseg.datasets.dataset import Case, Dataset
 from sparseg.datasets.label_table import require_known_ids
 from sparseg.errors import DatasetError, LabelError
 from sparseg.volumes.dicom_labels import is_dicom_file, read_dicom_label_map
-from sparseg.volumes.geometry import require_same_grid
+from sparseg.volumes.geometry import join_channels, require_same_grid
 from sparseg.volumes.io import read_labels, read_volume
 from sparseg.volumes.volume import Volume
 
@@ -37,21 +37,16 @@ def load_image(case: Case, dataset: Dataset) -> Volume:
         GeometryError: the files of the channels lie on different grids.
     """
     options = {} if case.series_uid is None else {"series_uid": case.series_uid}
-    parts = [read_volume(path, **options) for path in case.images]
-    for part in parts[1:]:
-        require_same_grid(parts[0], part, what="the channels of a case")
-    num_channels = sum(part.num_channels for part in parts)
-    if num_channels != len(dataset.channels):
+    image = join_channels([read_volume(path, **options) for path in case.images])
+    if image.num_channels != len(dataset.channels):
         raise DatasetError(
             f"images must have {len(dataset.channels)} channels ({', '.join(dataset.channels)})",
-            received=num_channels,
+            received=image.num_channels,
             remedy="correct channel_names in dataset.json (channels in sparseg.yaml) or the image",
             where=case.image,
             code="channel-count",
         )
-    if len(parts) == 1:
-        return parts[0]
-    return Volume(np.concatenate([part.array for part in parts]), parts[0].affine, parts[0].source)
+    return image
 
 
 def load_labels(case: Case, dataset: Dataset, image: Volume) -> Volume | None:

@@ -83,7 +83,13 @@ def _predict_case(
 ) -> CaseResult:
     try:
         case.output.unlink(missing_ok=True)
-        return predictor.predict_file(case.image, case.output, on_progress=on_progress)
+        return predictor.predict_file(
+            case.image,
+            case.output,
+            channels=case.channels,
+            series_uid=case.series_uid,
+            on_progress=on_progress,
+        )
     except OSError as error:
         # One folder without permission must not cost the other cases.
         raise InputError(

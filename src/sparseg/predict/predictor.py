@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from sparseg.preprocessing.orientation import undo_reorient
 from sparseg.preprocessing.pipeline import prepare
 from sparseg.preprocessing.record import PreprocessRecord
 from sparseg.preprocessing.restore import crop_box, model_positions
+from sparseg.volumes.geometry import join_channels
 from sparseg.volumes.volume import Volume
 from sparseg.windows.finish import finish_labels
 from sparseg.windows.mirror import mirrored
@@ -128,13 +129,21 @@ class Predictor:
         return (self,)
 
     def predict_file(
-        self, source: Path, output: Path, *, on_progress: Callable[[int, int], None] | None = None
+        self,
+        source: Path,
+        output: Path,
+        *,
+        channels: Sequence[Path] = (),
+        series_uid: str | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> CaseResult:
         """Segment one image into `output`, a label file on the image's own grid.
 
         Args:
             source: Image file, DICOM series folder, or a .zip of one series.
             output: Label file, with the suffix of the format in the settings.
+            channels: Files of the other channels, where each has one of its own; on the same grid.
+            series_uid: Series to take from a DICOM folder; None takes that of the settings.
             on_progress: Called after each window with (done, all).
 
         Raises:
@@ -145,9 +154,11 @@ class Predictor:
         result = CaseResult()
         clock = _Clock(result.seconds)
         reading, files = self.settings.reading, self.settings.files
+        if series_uid is not None:
+            reading = replace(reading, series_uid=series_uid)
         with local_image(source) as path:
             write = files.writer(path, reading.series_uid)
-            image = reading.read(path)
+            image = join_channels([reading.read(path), *(reading.read(other) for other in channels)])
         self._require_channels(image)
         clock.lap("read")
         labels = self._segment(image, result, clock, on_progress)

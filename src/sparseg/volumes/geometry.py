@@ -138,6 +138,20 @@ def require_same_grid(
         )
 
 
+def join_channels(volumes: Sequence[Volume]) -> Volume:
+    """Return one volume with the channels of all, in order.
+
+    Raises:
+        GeometryError: they lie on different grids.
+    """
+    for other in volumes[1:]:
+        require_same_grid(volumes[0], other, what="the channels of a case")
+    if len(volumes) == 1:
+        return volumes[0]
+    array = np.concatenate([volume.array for volume in volumes])
+    return Volume(array, volumes[0].affine, volumes[0].source)
+
+
 def _require_same_spacing(a: Volume, b: Volume, *, what: str, where: str, remedy: str) -> None:
     ratio = np.abs(spacing_of(b.affine) / spacing_of(a.affine) - 1).max()
     if ratio > _MAX_SPACING_RATIO:
