@@ -113,10 +113,10 @@ def _order(
     resume: bool,
 ) -> tuple[Dataset, list[CaseFacts], PretrainConfig]:
     """Read the images and settle the settings: those stored, those given, or those planned."""
-    from sparseg.training.pretrain import start
     from sparseg.training.pretrain.images import open_images
+    from sparseg.training.start import require_free
 
-    start.require_new(out, resume=resume)
+    require_free(out, resume=resume)
     if resume:
         settings = _resumed(out, given, config, assignments)
     else:

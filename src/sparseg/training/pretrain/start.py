@@ -16,7 +16,7 @@ from sparseg.training.log import LOG
 from sparseg.training.pretrain.config import PretrainConfig, segmenter_config
 from sparseg.training.pretrain.loop import PretrainData, PretrainMonitor, PretrainRun
 from sparseg.training.ranks import in_turns, join
-from sparseg.training.state import has_state
+from sparseg.training.start import require_free
 from sparseg.training.stopping import Reason
 from sparseg.volumes.atomic import write_bytes_atomically
 
@@ -55,7 +55,7 @@ def pretrain(
         ConfigError: the run folder already holds a run, or a setting that does not fit the images.
     """
     join()
-    require_new(run_folder, resume=resume)
+    require_free(run_folder, resume=resume)
     model = segmenter_config(config, len(dataset.channels))  # fails before anything is prepared
     preprocess = config.preprocess or default_preprocess(dataset, facts)
     # Stored as resolved: a resumed run must not prepare its images in another way.
@@ -84,21 +84,6 @@ def pretrain(
         write_bytes_atomically(run_folder / CONFIG, to_yaml(config).encode())
     reason, received = run.train()
     return run, reason, received
-
-
-def require_new(run_folder: Path, *, resume: bool) -> None:
-    """Refuse to start a new run where one is.
-
-    Raises:
-        ConfigError: the run folder already holds a run.
-    """
-    if not resume and has_state(run_folder):
-        raise ConfigError(
-            "a new run needs an empty folder",
-            received="a folder that already holds a run",
-            remedy="choose another --out, or go on with --resume",
-            where=run_folder,
-        )
 
 
 def stored_config(run_folder: Path) -> PretrainConfig:
