@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,15 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cyclopts
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
+    from sparseg.cli.live import Watcher
     from sparseg.datasets.dataset import Dataset
     from sparseg.datasets.facts import CaseFacts
-    from sparseg.training.monitor import StepInfo
     from sparseg.training.pretrain.config import PretrainConfig
     from sparseg.training.pretrain.loop import PretrainRun
-
-_LINE_EVERY_S = 30
 
 
 def pretrain(
@@ -72,6 +67,7 @@ def pretrain(
     resume
         Go on with the run in --out, with its settings; only max-steps and max-minutes may change.
     """
+    from sparseg.cli.live import Watcher
     from sparseg.cli.output import progress_bar
     from sparseg.cli.settings import given_flags
     from sparseg.training import ranks
@@ -81,7 +77,7 @@ def pretrain(
     if mask_ratio is not None:
         given["autoencoder"] = {"mask_ratio": mask_ratio}
     with ranks.joined(), progress_bar(visible=ranks.rank() == 0) as bar:
-        watcher = _Watcher(bar, muted=ranks.rank() > 0)
+        watcher = Watcher(bar, muted=ranks.rank() > 0)
         found, facts, settings = ranks.of_main_process(
             lambda: _order(dataset, out, watcher, config, set_, given, skip_bad=skip_bad, resume=resume)
         )
@@ -95,7 +91,7 @@ def pretrain(
             resume=resume,
             cache=cache,
             on_size=watcher.on_size,
-            on_case=lambda name: watcher.say(f"preparing {name}"),
+            on_case=watcher.on_prepared,
         )
     command = f"{ranks.launch_command()}sparseg pretrain {dataset} --out {out} --resume"
     return _finish(run, reason.value, received, command)
@@ -104,7 +100,7 @@ def pretrain(
 def _order(
     dataset: Path,
     out: Path,
-    watcher: _Watcher,
+    watcher: Watcher,
     config: Path | None,
     assignments: tuple[str, ...],
     given: dict[str, Any],
@@ -193,7 +189,7 @@ def _planned(
     facts: Sequence[CaseFacts],
     preset: str | None,
     assignments: tuple[str, ...],
-    watcher: _Watcher,
+    watcher: Watcher,
 ) -> dict[str, Any]:
     """The plan of a training on the same folder; what can be planned without labels where there is none."""
     values = _plan(path, preset, assignments)
@@ -233,50 +229,3 @@ def _preprocess(images: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
     # The planned CT window is that of labelled voxels; without labels the paper's is taken.
     kind = choose_intensity(images.channels, fingerprint.channels).value.kind
     return {"spacing": list(target_spacing(fingerprint).value), "intensity": {"kind": kind}}
-
-
-class _Watcher:
-    """Draws the progress bar; one plain line every 30 s where there is no terminal."""
-
-    def __init__(self, bar: Progress, *, muted: bool = False) -> None:
-        self.bar, self.muted = bar, muted
-        self.plain = bar.disable
-        self.reading: TaskID | None = None
-        self.last_line = time.monotonic()
-
-    def on_read(self, name: str) -> None:
-        """Show which image was read."""
-        if self.reading is None:
-            self.reading = self.bar.add_task("reading", total=None)
-        self.bar.update(self.reading, advance=1, description=f"reading {name}")
-
-    def begin(self, max_minutes: float | None, max_steps: int) -> None:
-        """Show the bar."""
-        if self.reading is not None:
-            self.bar.remove_task(self.reading)
-        self.task = self.bar.add_task("pre-training", total=max_steps)
-        self.limit = f", at most {max_minutes:g} min" if max_minutes else ""
-
-    def on_size(self, num_bytes: int, num_cases: int, folder: Path) -> None:
-        """Announce what the cache will take, before it is written."""
-        if num_cases:
-            self.say(f"cache: {num_cases} cases, at most {num_bytes / 1e6:.0f} MB, in {folder}")
-
-    def say(self, text: str) -> None:
-        """A line above the bar."""
-        if self.muted:
-            return
-        if self.plain:
-            sys.stderr.write(f"{text}\n")
-        else:
-            self.bar.console.print(text)
-
-    def on_step(self, info: StepInfo) -> None:
-        """Move the bar."""
-        share = f"{100 * info.share_done:.0f} % of the schedule{self.limit}"
-        speed = f"{info.crops_per_second:.2f} crops/s, data wait {100 * info.data_wait:.0f} %"
-        text = f"loss {info.loss:.4f}, {speed}, {share}"
-        self.bar.update(self.task, completed=info.step, description=text)
-        if self.plain and time.monotonic() - self.last_line > _LINE_EVERY_S:
-            self.last_line = time.monotonic()
-            self.say(f"step {info.step}: {text}")

@@ -80,7 +80,7 @@ def constant_images(dataset: Dataset, measured: Measured) -> Iterator[Finding]:
     for case, facts in measured:
         flat = [
             f"{name} is {channel.minimum:g} everywhere"
-            for name, channel in zip(dataset.channels, facts.channels, strict=False)
+            for name, channel in zip(dataset.channels, facts.channels, strict=True)
             if channel.minimum == channel.maximum
         ]
         if flat:

@@ -137,8 +137,9 @@ def write_splits(path: Path, splits: Splits) -> None:
         VolumeError: the folder does not exist, or the disk refuses.
     """
     folds: list[dict[str, Any]] = [{"val": list(val)} for val in splits.folds]
-    for fold, train in zip(folds, splits.training, strict=False):
-        fold["train"] = list(train)
+    if splits.training:
+        for fold, train in zip(folds, splits.training, strict=True):
+            fold["train"] = list(train)
     content: dict[str, Any] = {"format": _FORMAT, "seed": splits.seed, "folds": folds}
     if splits.training_only:
         content["training_only"] = list(splits.training_only)
