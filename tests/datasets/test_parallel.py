@@ -50,6 +50,17 @@ def test_workers_give_the_same_and_their_errors_arrive() -> None:
     assert error.value.code == "three"
 
 
+def process_of(_: int) -> int:
+    return os.getpid()
+
+
+@pytest.mark.slow
+def test_few_items_start_workers_only_where_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "workers_for", lambda _: 2)
+    assert set(map_items(process_of, range(3))) == {os.getpid()}
+    assert os.getpid() not in map_items(process_of, range(3), bytes_each=2**30)
+
+
 @pytest.mark.slow
 def test_t4_a_killed_worker_ends_the_work_at_once_and_says_why() -> None:
     """Row T4: abort within 30 s, with a text that names memory and worker."""

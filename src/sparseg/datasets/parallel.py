@@ -16,8 +16,9 @@ from sparseg.errors import DatasetError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# Starting workers costs about a second; fewer items than this are done sooner without.
+# Starting workers costs about a second; fewer items than this are done sooner without, unless they are large.
 _MIN_ITEMS = 8
+_LARGE_BYTES = 2**29
 # Of the free memory; the rest is for what else the machine does meanwhile.
 _MEMORY_SHARE = 0.7
 
@@ -61,7 +62,8 @@ def map_items(
         DatasetError: a worker process died, which is nearly always lack of memory.
     """
     count = min(workers_for(bytes_each) if workers is None else workers, len(items))
-    if count <= 1 or (workers is None and len(items) < _MIN_ITEMS):
+    is_little = len(items) < _MIN_ITEMS and bytes_each < _LARGE_BYTES
+    if count <= 1 or (workers is None and is_little):
         results = []
         for index, item in enumerate(items):
             results.append(function(item))
