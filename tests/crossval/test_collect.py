@@ -16,7 +16,8 @@ from sparseg.crossval.folder import create
 from sparseg.datasets.splits import Splits
 from sparseg.errors import CheckpointError, DatasetError
 from sparseg.models.segmenter import SparseUNETR
-from sparseg.predict.predictor import Predictor, PredictSettings
+from sparseg.predict.predictor import Predictor
+from sparseg.predict.settings import PredictSettings
 from sparseg.training.config import TrainConfig
 from sparseg.training.data import open_dataset
 from sparseg.volumes.io import read_volume

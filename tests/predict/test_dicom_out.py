@@ -13,7 +13,7 @@ from sparseg.errors import VolumeError
 from sparseg.predict.colours import label_colours
 from sparseg.predict.dicom_out import SourceSeries
 from sparseg.predict.label_files import SUFFIX_OF, LabelFiles
-from sparseg.predict.predictor import PredictSettings
+from sparseg.predict.settings import PredictSettings
 from sparseg.volumes.dicom import read_dicom_series
 from sparseg.volumes.dicom_seg import read_segmentation
 from volumes.dicom_label_files import make_series

@@ -15,7 +15,8 @@ from sparseg.errors import CheckpointError
 from sparseg.models.build import build_segmenter
 from sparseg.predict.batch import write_report
 from sparseg.predict.ensemble import Ensemble, MeanProbabilities, find_models, load_predictor
-from sparseg.predict.predictor import Predictor, PredictSettings
+from sparseg.predict.predictor import Predictor
+from sparseg.predict.settings import PredictSettings
 from sparseg.volumes.nifti_writer import write_image
 from sparseg.volumes.phantoms import make_phantom
 

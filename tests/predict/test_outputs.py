@@ -18,7 +18,7 @@ from sparseg.predict.cleanup import Cleanup
 from sparseg.predict.colours import colour_of, label_colours
 from sparseg.predict.inputs import collect_cases
 from sparseg.predict.outputs import write_labels
-from sparseg.predict.predictor import PredictSettings
+from sparseg.predict.settings import PredictSettings
 from sparseg.volumes.geometry import voxel_to_world
 from sparseg.volumes.io import read_labels
 from sparseg.volumes.nifti_labels import LabelTable, read_label_names, read_label_table

@@ -14,7 +14,9 @@ from predict.grids import stored_as, turned
 from predict.threshold_model import BRATS, exceed, threshold_predictor, tiny_card, tiny_net
 from sparseg.errors import NumericsError, VolumeError
 from sparseg.models.segmenter import SparseUNETR
-from sparseg.predict.predictor import Predictor, PredictSettings
+from sparseg.predict.case import WINDOW_PARTS
+from sparseg.predict.predictor import Predictor
+from sparseg.predict.settings import PredictSettings
 from sparseg.volumes.geometry import voxel_to_world
 from sparseg.volumes.io import read_labels
 from sparseg.volumes.nifti_writer import write_image
@@ -120,7 +122,11 @@ def test_names_and_volumes_of_the_labels(monkeypatch, tmp_path):
     assert result.volumes_ml == pytest.approx(
         {"liver": counts[1] * voxel_ml, "tumor": counts[2] * voxel_ml}, abs=1e-3
     )
-    assert set(result.seconds) == {"read", "prepare", "windows", "finish", "statistics", "write"}
+    steps = ["read", "prepare", "windows", *WINDOW_PARTS, "finish", "statistics", "write"]
+    assert list(result.seconds) == steps
+    assert result.total_seconds == pytest.approx(
+        sum(result.seconds[name] for name in steps if name not in WINDOW_PARTS)
+    )
 
 
 def test_progress_counts_every_window(monkeypatch, tmp_path):

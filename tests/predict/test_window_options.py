@@ -19,7 +19,8 @@ from predict.threshold_model import (
 from sparseg.errors import ConfigError
 from sparseg.models.segmenter import SparseUNETR
 from sparseg.predict.ensemble import Ensemble
-from sparseg.predict.predictor import Predictor, PredictSettings
+from sparseg.predict.predictor import Predictor
+from sparseg.predict.settings import PredictSettings
 from sparseg.predict.window_options import empty_rule, mirror_axes
 from sparseg.preprocessing.config import MRIntensity
 from sparseg.volumes.nifti_writer import write_image

@@ -17,7 +17,8 @@ from sparseg.checkpoints.card import ModelCard
 from sparseg.checkpoints.folder import save_model
 from sparseg.models.build import build_segmenter
 from sparseg.models.segmenter import SparseUNETR
-from sparseg.predict.predictor import Predictor, PredictSettings
+from sparseg.predict.predictor import Predictor
+from sparseg.predict.settings import PredictSettings
 from sparseg.preprocessing.config import CTIntensity, PreprocessConfig
 
 LOWEST, HIGHEST = -100.0, 300.0

@@ -328,7 +328,7 @@ def _collect(found: CrossValidation, dataset: Dataset, facts: Sequence[CaseFacts
     from sparseg.cli.settings import choose_device
     from sparseg.crossval.collect import predict_and_score, require_finished
     from sparseg.crossval.summary import TEXT, summarise, table, write_summary
-    from sparseg.predict.predictor import PredictSettings
+    from sparseg.predict.settings import PredictSettings
 
     require_finished(found)
     settings = PredictSettings(device=choose_device(machines.device))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from sparseg.errors import SparsegError
+    from sparseg.predict.case import CaseResult
     from sparseg.predict.inputs import PredictionCase
-    from sparseg.predict.predictor import CaseResult
 
 
 def predict(
@@ -79,11 +79,13 @@ class _Watcher:
 
     def on_done(self, case: PredictionCase, result: CaseResult) -> None:
         """Print a case's line."""
-        seconds = ", ".join(f"{name} {value:.2f}" for name, value in result.seconds.items())
-        total = sum(result.seconds.values())
+        from sparseg.predict.case import WINDOW_PARTS
+
+        steps = {name: value for name, value in result.seconds.items() if name not in WINDOW_PARTS}
+        seconds = ", ".join(f"{name} {value:.2f}" for name, value in steps.items())
         skipped = f", {result.num_windows_skipped} empty skipped" if result.num_windows_skipped else ""
         windows = f"{result.num_windows} windows{skipped}"
-        sys.stdout.write(f"{case.name}: {case.output} ({total:.1f} s: {seconds}; {windows})\n")
+        sys.stdout.write(f"{case.name}: {case.output} ({result.total_seconds:.1f} s: {seconds}; {windows})\n")
         sys.stdout.flush()
 
     def on_error(self, case: PredictionCase, error: SparsegError) -> None:

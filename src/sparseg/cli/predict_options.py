@@ -10,8 +10,8 @@ import cyclopts
 if TYPE_CHECKING:
     from sparseg.predict.cleanup import Cleanup
     from sparseg.predict.label_files import LabelFiles
-    from sparseg.predict.predictor import PredictSettings
     from sparseg.predict.reading import ReadOptions
+    from sparseg.predict.settings import PredictSettings
 
 
 @cyclopts.Parameter(name="*")
@@ -58,7 +58,7 @@ class WindowOptions:
     def settings(self, reading: ReadOptions, files: LabelFiles, cleanup: Cleanup) -> PredictSettings:
         """All settings of a predictor."""
         from sparseg.cli.settings import choose_device
-        from sparseg.predict.predictor import PredictSettings
+        from sparseg.predict.settings import PredictSettings
 
         return PredictSettings(
             self.overlap,

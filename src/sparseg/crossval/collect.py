@@ -17,7 +17,8 @@ from sparseg.datasets.load import load_image, load_labels
 from sparseg.errors import CheckpointError, DatasetError, SparsegError
 from sparseg.metrics.scores import score_structures
 from sparseg.predict.ensemble import load_predictor
-from sparseg.predict.predictor import Predictor, PredictSettings
+from sparseg.predict.predictor import Predictor
+from sparseg.predict.settings import PredictSettings
 from sparseg.volumes.atomic import write_bytes_atomically
 from sparseg.volumes.io import case_name
 from sparseg.volumes.nifti_writer import write_label_map

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sparseg.errors import InputError, SparsegError
+from sparseg.predict.case import CaseResult
 from sparseg.predict.inputs import PredictionCase
-from sparseg.predict.predictor import CaseResult, Predictor
+from sparseg.predict.predictor import Predictor
 from sparseg.predict.statistics import LabelStatistics
 from sparseg.volumes.atomic import write_bytes_atomically
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,11 +16,14 @@ from sparseg.checkpoints.card import ModelCard
 from sparseg.checkpoints.folder import find_model
 from sparseg.datasets.splits import read_splits
 from sparseg.errors import CheckpointError
-from sparseg.predict.predictor import Predictor, PredictSettings
+from sparseg.predict.case import WindowResult
+from sparseg.predict.predictor import Predictor
+from sparseg.predict.settings import PredictSettings
 from sparseg.volumes.volume import Volume
 
 _FOLD = re.compile(r"fold_(\d+)")
 _SLAB = 16
+_NOTHING = torch.empty(0)  # what is left of a model's logits once they are in the mean
 
 
 class Ensemble(Predictor):
@@ -43,20 +48,31 @@ class Ensemble(Predictor):
         """The models, in the order given."""
         return self._members
 
-    def predict_prepared(
+    def run_windows(
         self, image: Volume, *, on_progress: Callable[[int, int], None] | None = None
-    ) -> Tensor:
-        """Logits `[K, H, W, D]` of the mean probabilities, of an image on the model grid.
+    ) -> WindowResult:
+        """Logits of the mean probabilities; seconds and windows of all models, the tokens of the first.
 
         They are held twice, however many models there are: the sum, and those of the model at work.
         """
         total = self.num_windows(image)
         mean = MeanProbabilities(regions=bool(self.card.regions))
-        done = 0
+        results: list[WindowResult] = []
         for member in self._members:
-            mean.add(member.predict_prepared(image, on_progress=_after(done, total, on_progress)))
-            done += member.num_windows(image)
-        return mean.logits()
+            before = sum(result.num_windows for result in results)
+            result = member.run_windows(image, on_progress=_after(before, total, on_progress))
+            mean.add(result.logits)
+            results.append(replace(result, logits=_NOTHING))
+        seconds: Counter[str] = Counter()
+        for result in results:
+            seconds.update(result.part_seconds)
+        return WindowResult(
+            mean.logits(),
+            sum(result.num_windows for result in results),
+            sum(result.num_skipped for result in results),
+            dict(seconds),
+            results[0].depth,
+        )
 
     def count_windows(self, image: Volume) -> tuple[int, int]:
         """Windows to run and windows skipped as empty, over all models."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,23 @@ from sparseg.checkpoints.card import ModelCard
 from sparseg.checkpoints.folder import load_model, read_card
 from sparseg.errors import VolumeError
 from sparseg.models.segmenter import SparseUNETR
-from sparseg.predict.cleanup import Cleanup, CleanupReport, clean_labels
+from sparseg.predict.case import CaseResult, LoadedCase, WindowResult
+from sparseg.predict.cleanup import clean_labels
 from sparseg.predict.decide import make_decision
-from sparseg.predict.label_files import LabelFiles, local_image
-from sparseg.predict.reading import ReadOptions
-from sparseg.predict.statistics import ConfidentDecision, LabelStatistics, measure_labels
-from sparseg.predict.window_options import Mirror, empty_rule, mirror_axes
+from sparseg.predict.label_files import local_image
+from sparseg.predict.outputs import write_labels
+from sparseg.predict.preview import (
+    Preview,
+    confidence_preview,
+    image_preview,
+    label_preview,
+    token_preview,
+)
+from sparseg.predict.settings import PredictSettings
+from sparseg.predict.statistics import ConfidentDecision, measure_labels
+from sparseg.predict.watch import NetworkWatch
+from sparseg.predict.window_options import empty_rule, mirror_axes
+from sparseg.preprocessing.config import CTIntensity
 from sparseg.preprocessing.orientation import undo_reorient
 from sparseg.preprocessing.pipeline import prepare
 from sparseg.preprocessing.record import PreprocessRecord
@@ -31,55 +42,6 @@ from sparseg.windows.finish import finish_labels
 from sparseg.windows.mirror import mirrored
 from sparseg.windows.plan import plan_windows
 from sparseg.windows.sliding import sliding_window
-
-
-@dataclass
-class CaseResult:
-    """What happened to one case.
-
-    Attributes:
-        seconds: Time per step.
-        num_windows: Windows run.
-        num_windows_skipped: Windows not run because they hold only background.
-        volumes_ml: Volume of each label.
-        statistics: All numbers of each label, background excepted, by name.
-        cleanup: What clean-up changed; None if none was asked for.
-    """
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    num_windows: int = 0
-    num_windows_skipped: int = 0
-    volumes_ml: dict[str, float] = field(default_factory=dict)
-    statistics: dict[str, LabelStatistics] = field(default_factory=dict)
-    cleanup: CleanupReport | None = None
-
-
-@dataclass(frozen=True)
-class PredictSettings:
-    """How to run the windows.
-
-    Attributes:
-        overlap: Share of the roi by which windows overlap; None takes the model's own.
-        batch_size: Windows per call of the network.
-        device: Where the network runs.
-        reading: Decisions for images that would be refused otherwise.
-        files: How labels are written.
-        cleanup: Components to remove and holes to fill on the original grid; none by default.
-        mirror: Directions in which windows are mirrored, too, and the logits averaged: `lr`, `ap`, `si`. Each
-            doubles the time; only for models trained with such flips.
-        keep_empty: Run windows of pure background, too; see `empty_rule` for what that can change.
-        max_bytes: Memory for the sums of the logits; larger ones lie in a temporary file. None: no limit.
-    """
-
-    overlap: float | None = None
-    batch_size: int = 1
-    device: str = "cpu"
-    reading: ReadOptions = field(default_factory=ReadOptions)
-    files: LabelFiles = field(default_factory=LabelFiles)
-    cleanup: Cleanup = field(default_factory=Cleanup)
-    mirror: tuple[Mirror, ...] = ()
-    keep_empty: bool = False
-    max_bytes: int | None = None
 
 
 class Predictor:
@@ -151,8 +113,15 @@ class Predictor:
                 cannot have labels of the wanted kind.
             NumericsError: the network gave a non-finite value. No output is written after any error.
         """
-        result = CaseResult()
-        clock = _Clock(result.seconds)
+        case = self.load(source, channels=channels, series_uid=series_uid)
+        return self.finish(case, self.run_windows(case.prepared.image, on_progress=on_progress), output)
+
+    def load(
+        self, source: Path, *, channels: Sequence[Path] = (), series_uid: str | None = None
+    ) -> LoadedCase:
+        """First step of `predict_file`: read and prepare."""
+        seconds: dict[str, float] = {}
+        clock = _Clock(seconds)
         reading, files = self.settings.reading, self.settings.files
         if series_uid is not None:
             reading = replace(reading, series_uid=series_uid)
@@ -161,9 +130,45 @@ class Predictor:
             image = join_channels([reading.read(path), *(reading.read(other) for other in channels)])
         self._require_channels(image)
         clock.lap("read")
-        labels = self._segment(image, result, clock, on_progress)
+        prepared = prepare(image, self.card.preprocess)
+        previews = {"image": image_preview(image, self._grey_window)} if self.settings.previews else {}
+        clock.lap("prepare")
+        return LoadedCase(prepared, image.affine, write, seconds, previews)
+
+    def run_windows(
+        self, image: Volume, *, on_progress: Callable[[int, int], None] | None = None
+    ) -> WindowResult:
+        """Second step: what the network says about an image on the model grid.
+
+        Raises:
+            NumericsError: the network gave a non-finite value.
+        """
+        num_windows, num_skipped = self.count_windows(image)
+        watch = NetworkWatch(self.net, image.shape if self.settings.previews else None)
+        start = time.perf_counter()
+        with torch.inference_mode(), watch:
+            logits = sliding_window(
+                _as_tensor(image),
+                self._run,
+                self.card.model.roi_size,
+                overlap=self.overlap,
+                batch_size=self.settings.batch_size,
+                pad_value=self.card.preprocess.background_value,
+                empty=self._empty,
+                device=self.settings.device,
+                max_bytes=self.settings.max_bytes,
+                on_progress=on_progress,
+                on_batch=watch.place,
+            )
+        seconds = {"windows": time.perf_counter() - start, **watch.seconds}
+        return WindowResult(logits, num_windows, num_skipped, seconds, watch.depth)
+
+    def finish(self, case: LoadedCase, windows: WindowResult, output: Path) -> CaseResult:
+        """Last step: labels on the original grid, numbers, file. Either all of it, or no file."""
+        labels, result = self._decide(case, windows)
+        clock = _Clock(result.seconds)
         output.parent.mkdir(parents=True, exist_ok=True)
-        write(output, labels, image.affine, self.card.labels)
+        case.write(output, labels, case.affine, self.card.labels)
         clock.lap("write")
         return result
 
@@ -177,51 +182,52 @@ class Predictor:
             NumericsError: the network gave a non-finite value.
         """
         self._require_channels(image)
-        result = CaseResult()
-        return self._segment(image, result, _Clock(result.seconds), on_progress), result
-
-    def _segment(
-        self,
-        image: Volume,
-        result: CaseResult,
-        clock: _Clock,
-        on_progress: Callable[[int, int], None] | None,
-    ) -> np.ndarray:
+        seconds: dict[str, float] = {}
+        clock = _Clock(seconds)
         prepared = prepare(image, self.card.preprocess)
         clock.lap("prepare")
-        logits = self.predict_prepared(prepared.image, on_progress=on_progress)
-        clock.lap("windows")
+        case = LoadedCase(prepared, image.affine, write_labels, seconds)
+        return self._decide(case, self.run_windows(prepared.image, on_progress=on_progress))
+
+    def _decide(self, case: LoadedCase, windows: WindowResult) -> tuple[np.ndarray, CaseResult]:
+        result = CaseResult(dict(case.seconds), windows.num_windows, windows.num_skipped)
+        _add_window_seconds(result.seconds, windows.part_seconds)
+        clock = _Clock(result.seconds)
         decide = ConfidentDecision(self.card.labels, self.card.regions)
-        labels = labels_on_original_grid(logits, prepared.record, self.card, decide=decide)
+        labels = labels_on_original_grid(windows.logits, case.prepared.record, self.card, decide=decide)
         clock.lap("finish")
         if self.settings.cleanup:
-            result.cleanup = clean_labels(labels, image.affine, self.card.labels, self.settings.cleanup)
+            result.cleanup = clean_labels(labels, case.affine, self.card.labels, self.settings.cleanup)
             clock.lap("cleanup")
-        result.num_windows, result.num_windows_skipped = self.count_windows(prepared.image)
         result.statistics = measure_labels(
-            labels, image.affine, self.card.labels, confidence=decide.mean_confidence()
+            labels, case.affine, self.card.labels, confidence=decide.mean_confidence()
         )
         result.volumes_ml = {name: found.volume_ml for name, found in result.statistics.items()}
+        result.previews = self._previews(case, windows, labels) if self.settings.previews else {}
         clock.lap("statistics")
-        return labels
+        return labels, result
+
+    def _previews(self, case: LoadedCase, windows: WindowResult, labels: np.ndarray) -> dict[str, Preview]:
+        affine = case.prepared.record.model_affine
+        previews = {
+            **case.previews,
+            "labels": label_preview(labels, case.affine),
+            "confidence": confidence_preview(windows.logits, affine, regions=bool(self.card.regions)),
+        }
+        if windows.depth is not None:
+            previews["tokens"] = token_preview(windows.depth, affine, self.card.model.patch_size)
+        return previews
+
+    @property
+    def _grey_window(self) -> tuple[float, float] | None:
+        intensity = self.card.preprocess.intensity
+        return intensity.clip if isinstance(intensity, CTIntensity) else None
 
     def predict_prepared(
         self, image: Volume, *, on_progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
         """Logits `[K, H, W, D]` of an image on the model grid."""
-        with torch.inference_mode():
-            return sliding_window(
-                _as_tensor(image),
-                self._run,
-                self.card.model.roi_size,
-                overlap=self.overlap,
-                batch_size=self.settings.batch_size,
-                pad_value=self.card.preprocess.background_value,
-                empty=self._empty,
-                device=self.settings.device,
-                max_bytes=self.settings.max_bytes,
-                on_progress=on_progress,
-            )
+        return self.run_windows(image, on_progress=on_progress).logits
 
     def num_windows(self, image: Volume) -> int:
         """Windows to run for an image on the model grid."""
@@ -271,6 +277,14 @@ def labels_on_original_grid(
 
 def _as_tensor(image: Volume) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.array, dtype=np.float32))
+
+
+def _add_window_seconds(seconds: dict[str, float], measured: Mapping[str, float]) -> None:
+    """The windows' time, its parts, and as `stitch` what is none of them."""
+    for name, value in measured.items():
+        seconds[name] = round(value, 4)
+    inside = sum(value for name, value in measured.items() if name != "windows")
+    seconds["stitch"] = round(max(0.0, measured["windows"] - inside), 4)
 
 
 class _Clock:

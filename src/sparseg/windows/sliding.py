@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ def sliding_window(
     sums_device: torch.device | str = "cpu",
     max_bytes: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_batch: Callable[[Sequence[Triple]], None] | None = None,
 ) -> Tensor:
     """Predict a volume window by window.
 
@@ -48,6 +49,8 @@ def sliding_window(
         max_bytes: Memory the sums may take on the CPU; larger ones lie in a temporary file that vanishes with
             the result. None sets no limit.
         on_progress: Called with (windows done, windows to run).
+        on_batch: Called after each call of `network` with the first voxels of its windows, in voxels of the
+            image; negative in its padding.
 
     Returns:
         float32 logits `[K, H, W, D]` on the CPU: the exact weighted mean over the windows run that cover a
@@ -73,6 +76,8 @@ def sliding_window(
             sums = WeightedSums(logits.shape[1], size, weights, device=sums_device, max_bytes=max_bytes)
         for start, window_logits in zip(chunk, logits, strict=True):
             sums.add(start, window_logits)
+        if on_batch is not None:
+            on_batch([_without_padding(start, plan) for start in chunk])
         if on_progress is not None:
             on_progress(first + len(chunk), len(plan.starts))
     fill = None if empty is None or not plan.num_skipped else empty.logits
@@ -80,6 +85,11 @@ def sliding_window(
         assert fill is not None
         sums = WeightedSums(len(fill), size, weights, max_bytes=max_bytes)
     return _cut_back(sums.mean(fill), plan, image).cpu()
+
+
+def _without_padding(start: Triple, plan: WindowPlan) -> Triple:
+    a, b, c = (first - before for first, (before, _) in zip(start, plan.padding, strict=True))
+    return (a, b, c)
 
 
 def _cut_back(logits: Tensor, plan: WindowPlan, image: Tensor) -> Tensor:

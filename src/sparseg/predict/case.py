@@ -1,0 +1,85 @@
+"""One case on its way from file to file: what each of the three steps hands to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from sparseg.predict.cleanup import CleanupReport
+from sparseg.predict.label_files import LabelWriter
+from sparseg.predict.preview import Preview
+from sparseg.predict.statistics import LabelStatistics
+from sparseg.preprocessing.pipeline import Prepared
+
+
+@dataclass
+class LoadedCase:
+    """An image, read and prepared. The original voxels are gone; only their grid is still needed.
+
+    Attributes:
+        prepared: Image on the model grid, and the way back.
+        affine: 4x4 of the original grid, voxel -> RAS mm.
+        write: Writes labels of this image's kind.
+        seconds: Time per step so far.
+        previews: Small volumes for the report, by name; empty unless asked for.
+    """
+
+    prepared: Prepared
+    affine: np.ndarray
+    write: LabelWriter
+    seconds: dict[str, float]
+    previews: dict[str, Preview] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """What the network said about all windows of a case.
+
+    Attributes:
+        logits: float32 `[K, H, W, D]` on the model grid.
+        num_windows: Windows run.
+        num_skipped: Windows not run because they hold only background.
+        part_seconds: Time in `encode`, `assemble`, `decode`; the rest of the windows' time is stitching.
+        depth: uint8 `[h, w, d]`, for each patch of the model grid how far its token came: 0 not run, s pruned
+            at stage s, one more than the number of stages kept to the end. None if nobody asked.
+    """
+
+    logits: Tensor
+    num_windows: int
+    num_skipped: int
+    part_seconds: dict[str, float] = field(default_factory=dict)
+    depth: np.ndarray | None = None
+
+
+@dataclass
+class CaseResult:
+    """What happened to one case.
+
+    Attributes:
+        seconds: Time per step, in order: `read`, `prepare`, `windows` and its parts `encode`, `assemble`,
+            `decode` and `stitch`, then `finish`, `cleanup` if asked for, `statistics`, `write`.
+        num_windows: Windows run.
+        num_windows_skipped: Windows not run because they hold only background.
+        volumes_ml: Volume of each label.
+        statistics: All numbers of each label, background excepted, by name.
+        cleanup: What clean-up changed; None if none was asked for.
+        previews: Small volumes for the report, by name; empty unless asked for.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    num_windows: int = 0
+    num_windows_skipped: int = 0
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    statistics: dict[str, LabelStatistics] = field(default_factory=dict)
+    cleanup: CleanupReport | None = None
+    previews: dict[str, Preview] = field(default_factory=dict)
+
+    @property
+    def total_seconds(self) -> float:
+        """Time of the whole case: the parts of the windows count once."""
+        return sum(value for name, value in self.seconds.items() if name not in WINDOW_PARTS)
+
+
+WINDOW_PARTS = ("encode", "assemble", "decode", "stitch")

@@ -1,0 +1,40 @@
+"""How a predictor runs: one frozen record, the same for every case of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sparseg.predict.cleanup import Cleanup
+from sparseg.predict.label_files import LabelFiles
+from sparseg.predict.reading import ReadOptions
+from sparseg.predict.window_options import Mirror
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """How to run the windows.
+
+    Attributes:
+        overlap: Share of the roi by which windows overlap; None takes the model's own.
+        batch_size: Windows per call of the network.
+        device: Where the network runs.
+        reading: Decisions for images that would be refused otherwise.
+        files: How labels are written.
+        cleanup: Components to remove and holes to fill on the original grid; none by default.
+        mirror: Directions in which windows are mirrored, too, and the logits averaged: `lr`, `ap`, `si`. Each
+            doubles the time; only for models trained with such flips.
+        keep_empty: Run windows of pure background, too; see `empty_rule` for what that can change.
+        max_bytes: Memory for the sums of the logits; larger ones lie in a temporary file. None: no limit.
+        previews: Keep small volumes of image, labels, tokens and confidence for the report.
+    """
+
+    overlap: float | None = None
+    batch_size: int = 1
+    device: str = "cpu"
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    files: LabelFiles = field(default_factory=LabelFiles)
+    cleanup: Cleanup = field(default_factory=Cleanup)
+    mirror: tuple[Mirror, ...] = ()
+    keep_empty: bool = False
+    max_bytes: int | None = None
+    previews: bool = False
