@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from hazards.dicom_faults import expected_affine, make_slices, save_series, stored_values
 from hazards.nifti_faults import nifti_bytes, save
 from sparseg.models.segmenter import SparseUNETR
+from sparseg.predict.case import WINDOW_PARTS
 from sparseg.volumes.nifti_writer import write_image
 from sparseg.volumes.phantoms import make_phantom
 from sparseg.volumes.volume import Volume
@@ -83,7 +84,7 @@ class TestRightInput:
         }
         counts = np.bincount(truth.ravel(), minlength=3) * 3 / 1000
         assert row.pop("volumes_ml") == pytest.approx({"liver": counts[1], "tumor": counts[2]}, abs=1e-3)
-        steps = {"read", "prepare", "windows", "finish", "statistics", "write"}
+        steps = {"read", "prepare", "windows", *WINDOW_PARTS, "finish", "statistics", "write"}
         assert row.pop("seconds").keys() == steps
         assert (row.pop("num_windows"), row.pop("num_windows_skipped")) == (1, 0)
         assert row == {"case": "a", "status": "ok", "output": "a.nii.gz"}

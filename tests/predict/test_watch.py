@@ -53,9 +53,9 @@ def test_the_nearest_window_is_shown() -> None:
 
 def test_windows_in_the_padding_are_cut_off() -> None:
     grid = TokenMap((4, 4, 4), (4, 4, 4), (8, 4, 4))
-    grid.add([(-2, 0, 0)], [np.array([[1]]), np.array([[0]])])
+    grid.add([(-3, 0, 0)], [np.array([[1]]), np.array([[0]])])
     assert grid.depth.shape == (1, 1, 1)
-    assert grid.depth[0, 0, 0] == 1  # the middle of the second token, at voxel 3.5 - 0.5, lies in the volume
+    assert grid.depth[0, 0, 0] == 1  # the second token reaches from voxel 1 to 4, the first ends at 0
 
 
 def test_the_seconds_of_the_parts_are_within_those_of_the_call() -> None:
