@@ -40,7 +40,7 @@ from sparseg.volumes.geometry import join_channels
 from sparseg.volumes.volume import Volume
 from sparseg.windows.finish import finish_labels
 from sparseg.windows.mirror import mirrored
-from sparseg.windows.plan import plan_windows
+from sparseg.windows.plan import WindowPlan, plan_windows
 from sparseg.windows.sliding import sliding_window
 
 
@@ -143,25 +143,27 @@ class Predictor:
         Raises:
             NumericsError: the network gave a non-finite value.
         """
-        num_windows, num_skipped = self.count_windows(image)
-        watch = NetworkWatch(self.net, image.shape if self.settings.previews else None)
+        tensor = _as_tensor(image)
         start = time.perf_counter()
+        plan = self._plan(tensor)
+        watch = NetworkWatch(self.net, image.shape if self.settings.previews else None)
         with torch.inference_mode(), watch:
             logits = sliding_window(
-                _as_tensor(image),
+                tensor,
                 self._run,
                 self.card.model.roi_size,
                 overlap=self.overlap,
                 batch_size=self.settings.batch_size,
                 pad_value=self.card.preprocess.background_value,
                 empty=self._empty,
+                plan=plan,
                 device=self.settings.device,
                 max_bytes=self.settings.max_bytes,
                 on_progress=on_progress,
                 on_batch=watch.place,
             )
         seconds = {"windows": time.perf_counter() - start, **watch.seconds}
-        return WindowResult(logits, num_windows, num_skipped, seconds, watch.depth)
+        return WindowResult(logits, len(plan.starts), plan.num_skipped, seconds, watch.depth)
 
     def finish(self, case: LoadedCase, windows: WindowResult, output: Path) -> CaseResult:
         """Last step: labels on the original grid, numbers, file. Either all of it, or no file."""
@@ -235,14 +237,17 @@ class Predictor:
 
     def count_windows(self, image: Volume) -> tuple[int, int]:
         """Windows to run and windows skipped as empty, of an image on the model grid."""
-        plan = plan_windows(
-            _as_tensor(image),
+        plan = self._plan(_as_tensor(image))
+        return len(plan.starts), plan.num_skipped
+
+    def _plan(self, image: Tensor) -> WindowPlan:
+        return plan_windows(
+            image,
             self.card.model.roi_size,
             self.overlap,
             pad_value=self.card.preprocess.background_value,
             empty=self._empty,
         )
-        return len(plan.starts), plan.num_skipped
 
     def _require_channels(self, image: Volume) -> None:
         if image.num_channels != self.card.model.in_channels:

@@ -25,6 +25,7 @@ def sliding_window(
     batch_size: int = 1,
     pad_value: float = 0.0,
     empty: EmptyRule | None = None,
+    plan: WindowPlan | None = None,
     device: torch.device | str = "cpu",
     sums_device: torch.device | str = "cpu",
     max_bytes: int | None = None,
@@ -44,6 +45,8 @@ def sliding_window(
         pad_value: What lies outside the volume.
         empty: Which windows are skipped; None runs all. A voxel is decided by the windows that are run and
             cover it; without any it gets `empty.logits`.
+        plan: What `plan_windows` gave for the same image and settings, for a caller who wants to know it; None
+            plans here.
         device: Where `network` runs.
         sums_device: Where the sums lie: the CPU, or the device if it has room for K + 1 floats per voxel.
         max_bytes: Memory the sums may take on the CPU; larger ones lie in a temporary file that vanishes with
@@ -62,7 +65,8 @@ def sliding_window(
         NumericsError: a logit is NaN or infinite; no result is ever built on it.
         ResourceError: no room for the temporary file.
     """
-    plan = plan_windows(image, roi, overlap, pad_value=pad_value, empty=empty)
+    if plan is None:
+        plan = plan_windows(image, roi, overlap, pad_value=pad_value, empty=empty)
     size = plan.padded.shape[1:]
     weights = importance_map(roi, importance)
     sums: WeightedSums | None = None
