@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo test hazards lint bench clean
 
 venv: $(VENV)/.installed
 
@@ -22,6 +22,10 @@ lint: venv
 test: venv
 	$(BIN)/python -m pytest -m "not slow and not network" --durations=5
 	$(BIN)/python -m pytest -m "slow and not network" --durations=5
+
+# One row per known fault, with its figure.
+hazards: venv
+	$(BIN)/python scripts/hazards.py
 
 demo: venv
 	$(BIN)/python scripts/demo.py
