@@ -25,6 +25,7 @@ from .dicom_faults import (
     save_series,
     stored_values,
 )
+from .figures import Figure
 from .nifti_faults import refused
 
 
@@ -45,6 +46,7 @@ def test_d1_sound_series(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.affine, expected_affine(), atol=1e-9)
 
 
+@pytest.mark.hazard("D1", "silent accepts")
 @pytest.mark.parametrize("missing", [[3], [2, 3, 4], [1, 5]])
 def test_d1_missing(tmp_path: Path, missing: list[int]) -> None:
     slices = [item for index, item in enumerate(make_slices()) if index not in missing]
@@ -53,6 +55,7 @@ def test_d1_missing(tmp_path: Path, missing: list[int]) -> None:
         read_dicom_series(save_series(tmp_path / "s", slices))
 
 
+@pytest.mark.hazard("D1", "silent accepts")
 def test_d1_duplicate(tmp_path: Path) -> None:
     slices = make_slices()
     slices.append(copy.deepcopy(slices[4]))
@@ -60,11 +63,13 @@ def test_d1_duplicate(tmp_path: Path) -> None:
         read_dicom_series(save_series(tmp_path / "s", slices))
 
 
+@pytest.mark.hazard("D1", "silent accepts")
 def test_d1_every_slice_twice(tmp_path: Path) -> None:
     with refused("dicom-duplicate"):
         read_dicom_series(save_series(tmp_path / "s", [*make_slices(), *make_slices()]))
 
 
+@pytest.mark.hazard("D1", "silent accepts")
 @pytest.mark.parametrize("shift", [0.2, -0.8])
 def test_d1_not_uniform(tmp_path: Path, shift: float) -> None:
     slices = make_slices()
@@ -81,6 +86,7 @@ def test_d1_positions_rounded_to_hundredths_are_accepted(tmp_path: Path) -> None
     assert volume.spacing[2] == pytest.approx(0.625, abs=0.002)
 
 
+@pytest.mark.hazard("D2", "series out of order")
 @pytest.mark.parametrize("numbers", ["reversed", "shuffled", "all one"])
 def test_d2_order_is_by_position(tmp_path: Path, numbers: str) -> None:
     slices = make_slices()
@@ -93,6 +99,7 @@ def test_d2_order_is_by_position(tmp_path: Path, numbers: str) -> None:
     np.testing.assert_array_equal(volume.array[0], _hu())
 
 
+@pytest.mark.hazard("D3", "mixtures read as one volume")
 def test_d3_localizer_is_left_out(tmp_path: Path) -> None:
     scout = make_slices((1, 0, 0, 0, 0, -1))[0]
     scout.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
@@ -102,6 +109,7 @@ def test_d3_localizer_is_left_out(tmp_path: Path) -> None:
         read_dicom_series(save_series(tmp_path / "only", [scout]))
 
 
+@pytest.mark.hazard("D3", "mixtures read as one volume")
 def test_d3_two_series(tmp_path: Path) -> None:
     others = make_slices()
     for item in others:
@@ -114,6 +122,7 @@ def test_d3_two_series(tmp_path: Path) -> None:
         read_dicom_series(folder, series_uid="9.9")
 
 
+@pytest.mark.hazard("D3", "mixtures read as one volume")
 @pytest.mark.parametrize("what", ["spacing", "size", "orientation", "frame"])
 def test_d3_mixture_in_one_series(tmp_path: Path, what: str) -> None:
     slices = make_slices()
@@ -129,6 +138,7 @@ def test_d3_mixture_in_one_series(tmp_path: Path, what: str) -> None:
         read_dicom_series(save_series(tmp_path / "s", slices))
 
 
+@pytest.mark.hazard("D4", "silent accepts")
 def test_d4_gantry_tilt(tmp_path: Path) -> None:
     slices = make_slices()
     for index, item in enumerate(slices):
@@ -145,6 +155,7 @@ def test_d4_a_rotated_stack_is_no_tilt(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.affine, expected_affine(cosines), atol=1e-4)
 
 
+@pytest.mark.hazard("D5", "silent accepts")
 @pytest.mark.parametrize("change", [-2, -50, 2])
 def test_d5_short_or_long_pixel_data(tmp_path: Path, change: int) -> None:
     slices = make_slices()
@@ -154,6 +165,7 @@ def test_d5_short_or_long_pixel_data(tmp_path: Path, change: int) -> None:
         read_dicom_series(save_series(tmp_path / "s", slices))
 
 
+@pytest.mark.hazard("D5", "silent accepts")
 def test_d5_no_pixel_data(tmp_path: Path) -> None:
     slices = make_slices()
     del slices[2].PixelData
@@ -161,6 +173,7 @@ def test_d5_no_pixel_data(tmp_path: Path) -> None:
         read_dicom_series(save_series(tmp_path / "s", slices))
 
 
+@pytest.mark.hazard("D5", "silent accepts")
 @pytest.mark.parametrize(
     ("keyword", "value", "code"),
     [
@@ -198,13 +211,14 @@ def test_d5_unnormalised_cosines(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.affine, expected_affine(AXIAL), atol=1e-9)
 
 
-def test_d5_slope_and_intercept_per_slice(tmp_path: Path) -> None:
+def test_d5_slope_and_intercept_per_slice(tmp_path: Path, figure: Figure) -> None:
     slices = make_slices()
     for index, item in enumerate(slices):
         item.RescaleSlope, item.RescaleIntercept = 0.5 + index, -1000 - index
     volume = read_dicom_series(save_series(tmp_path / "s", slices))
     k = np.arange(SLICES)
     expected = stored_values().transpose(2, 1, 0) * (0.5 + k) - 1000 - k
+    figure("D5", "largest error in HU", abs(volume.array[0] - expected.astype(np.float32)).max(), limit=0)
     np.testing.assert_array_equal(volume.array[0], expected.astype(np.float32))
 
 
@@ -216,9 +230,10 @@ def test_d5_signed_pixels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.array[0], values.transpose(2, 1, 0).astype(np.float32) - 1024)
 
 
-def test_d5_multiframe(tmp_path: Path) -> None:
+def test_d5_multiframe(tmp_path: Path, figure: Figure) -> None:
     volume = read_dicom_series(save_series(tmp_path / "s", [make_multiframe()]))
     expected = stored_values().transpose(2, 1, 0) * (1.0 + np.arange(SLICES)) - 1024
+    figure("D5", "largest error in HU", abs(volume.array[0] - expected.astype(np.float32)).max(), limit=0)
     np.testing.assert_array_equal(volume.array[0], expected.astype(np.float32))
     np.testing.assert_allclose(volume.affine, expected_affine(), atol=1e-9)
 

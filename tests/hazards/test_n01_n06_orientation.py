@@ -13,6 +13,7 @@ from sparseg.volumes.nifti import read_nifti
 from sparseg.volumes.nifti_affine import world_affine
 from sparseg.volumes.nifti_header import NiftiHeader, parse_header
 
+from .figures import Figure
 from .nifti_faults import base_affine, base_array, nifti_bytes, patched, refused, rotated, save
 
 FLIPPED = base_affine() @ np.diag([-1, 1, 1, 1])
@@ -22,6 +23,7 @@ def _sform(affine: np.ndarray) -> bytes:
     return nifti_bytes(qform=(None, 0), sform=(affine, 1))
 
 
+@pytest.mark.hazard("N1", "silent accepts")
 @pytest.mark.parametrize(("qcode", "scode"), list(product(range(1, 5), range(1, 5))))
 def test_n01_forms_disagree(tmp_path: Path, qcode: int, scode: int) -> None:
     path = save(tmp_path / "a.nii", nifti_bytes(qform=(base_affine(), qcode), sform=(FLIPPED, scode)))
@@ -50,6 +52,7 @@ def test_n01_small_shift_is_seen(tmp_path: Path, shift: float) -> None:
         read_nifti(save(tmp_path / "a.nii", nifti_bytes(sform=(moved, 1))))
 
 
+@pytest.mark.hazard("N2", "silent accepts")
 def test_n02_no_orientation(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii", patched(nifti_bytes(), 252, "hh", 0, 0))
     with refused("nifti-no-orientation", "assume_orientation"):
@@ -68,9 +71,10 @@ def test_n02_bad_assumption(tmp_path: Path, codes: str) -> None:
 
 @pytest.mark.parametrize("angles", [(20, 15), (180, 0), (179.99, 15), (90, 90), (-135, 178)])
 @pytest.mark.parametrize("mirror", [1, -1])
-def test_n03_oblique(tmp_path: Path, angles: tuple[float, float], mirror: int) -> None:
+def test_n03_oblique(tmp_path: Path, figure: Figure, angles: tuple[float, float], mirror: int) -> None:
     affine = rotated(base_affine() @ np.diag([1, 1, mirror, 1]), *angles)
     both = read_nifti(save(tmp_path / "b.nii", nifti_bytes(qform=(affine, 1), sform=(affine, 1))))
+    figure("N3", "largest difference of the affine", abs(both.affine - affine).max(), limit=1e-5)
     np.testing.assert_allclose(both.affine, affine, atol=1e-5)
     only_q = read_nifti(save(tmp_path / "q.nii", nifti_bytes(qform=(affine, 1), sform=(None, 0))))
     np.testing.assert_allclose(only_q.affine, affine, atol=2e-3)
@@ -99,6 +103,7 @@ def test_n01_small_rotation_of_a_large_grid_is_seen(angle: float) -> None:
             world_affine(header, choice="refuse", assume_orientation=None, where="a.nii")
 
 
+@pytest.mark.hazard("N4", "silent accepts")
 def test_n04_shear(tmp_path: Path) -> None:
     affine = base_affine()
     affine[1, 2] = 0.6
@@ -106,10 +111,12 @@ def test_n04_shear(tmp_path: Path) -> None:
         read_nifti(save(tmp_path / "a.nii", _sform(affine)))
 
 
+@pytest.mark.hazard("N5", "silent accepts")
 @pytest.mark.parametrize(
     ("pixdim", "code"),
     [
         ((1.0, 1.0, 1.0), "nifti-pixdim-disagree"),
+        ((0.5, 0.5, 5.0), "nifti-pixdim-disagree"),
         ((1.5, 1.0, 2.02), "nifti-pixdim-disagree"),
         ((0.0, 0.0, 0.0), "nifti-bad-pixdim"),
         ((float("nan"), 1.0, 2.0), "nifti-bad-pixdim"),
@@ -131,13 +138,15 @@ def test_n05_origin_out_of_this_world(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("unit", "mm"), [(0, 1.0), (1, 1000.0), (2, 1.0), (3, 0.001), (2 | 8, 1.0)])
-def test_n06_units(tmp_path: Path, unit: int, mm: float) -> None:
+def test_n06_units(tmp_path: Path, figure: Figure, unit: int, mm: float) -> None:
     stored = base_affine()
     stored[:3] /= mm
     raw = patched(nifti_bytes(qform=(stored, 1), sform=(stored, 1)), 123, "B", unit)
     volume = read_nifti(save(tmp_path / "a.nii", raw))
     np.testing.assert_allclose(volume.affine, base_affine(), rtol=1e-6)
-    np.testing.assert_allclose(volume.spacing, (1.5, 1.0, 2.0), rtol=1e-6)
+    off = max(abs(found / true - 1) for found, true in zip(volume.spacing, (1.5, 1.0, 2.0), strict=True))
+    figure("N6", "largest relative error of the spacing", off, limit=1e-6)
+    assert off <= 1e-6
 
 
 def test_n06_unknown_unit(tmp_path: Path) -> None:

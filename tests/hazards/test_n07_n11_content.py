@@ -11,15 +11,18 @@ import pytest
 
 from sparseg.volumes.nifti import read_nifti
 
+from .figures import Figure
 from .nifti_faults import base_array, nifti_bytes, patched, refused, save
 
 
+@pytest.mark.hazard("N7", "valid shapes refused or changed")
 def test_n07_trailing_axis_is_squeezed(tmp_path: Path) -> None:
     raw = nifti_bytes(base_array()[..., None, None])
     assert raw[40:42] == b"\x05\x00"
     np.testing.assert_array_equal(read_nifti(save(tmp_path / "a.nii", raw)).array[0], base_array())
 
 
+@pytest.mark.hazard("N7", "valid shapes refused or changed")
 def test_n07_fourth_axis_is_channels(tmp_path: Path) -> None:
     stacked = np.stack([base_array(), base_array() + 1, base_array() * 2], axis=-1)
     volume = read_nifti(save(tmp_path / "a.nii", nifti_bytes(stacked)))
@@ -33,6 +36,7 @@ def test_n07_channels_are_no_labels(tmp_path: Path) -> None:
         read_nifti(path, kind="label")
 
 
+@pytest.mark.hazard("N7", "silent accepts")
 @pytest.mark.parametrize(
     ("array", "code"),
     [
@@ -49,6 +53,7 @@ def test_n07_other_shapes(tmp_path: Path, array: np.ndarray, code: str) -> None:
         read_nifti(save(tmp_path / "a.nii", nifti_bytes(array)))
 
 
+@pytest.mark.hazard("N8", "types and byte orders read wrong")
 @pytest.mark.parametrize("endianness", ["<", ">"])
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
@@ -71,15 +76,18 @@ def test_n08_types_and_byte_orders(tmp_path: Path, dtype: str, version: int, end
     ],
 )
 def test_n08_scaling(
-    tmp_path: Path, slope: float, inter: float, true_slope: float, true_inter: float
+    tmp_path: Path, figure: Figure, slope: float, inter: float, true_slope: float, true_inter: float
 ) -> None:
     stored = np.random.default_rng(2).integers(-3000, 3000, (5, 4, 3)).astype(np.int16)
     path = save(tmp_path / "a.nii", patched(nifti_bytes(stored), 112, "ff", slope, inter))
     expected = stored * np.float64(np.float32(true_slope)) + np.float64(np.float32(true_inter))
-    np.testing.assert_array_equal(read_nifti(path).array[0], expected.astype(np.float32))
+    found = read_nifti(path).array[0]
+    figure("N8", "largest error in HU", abs(found - expected.astype(np.float32)).max(), limit=0)
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
     np.testing.assert_array_equal(read_nifti(path).array[0], nib.load(path).get_fdata(dtype=np.float32))
 
 
+@pytest.mark.hazard("N8", "silent accepts")
 @pytest.mark.parametrize(
     "scaling", [(float("inf"), 0), (float("nan"), 0), (2, float("nan")), (1, float("-inf"))]
 )
@@ -88,6 +96,7 @@ def test_n08_bad_scaling(tmp_path: Path, scaling: tuple[float, float]) -> None:
         read_nifti(save(tmp_path / "a.nii", patched(nifti_bytes(), 112, "ff", *scaling)))
 
 
+@pytest.mark.hazard("N9", "silent accepts")
 @pytest.mark.parametrize(
     ("value", "dtype"), [(np.nan, "f4"), (np.inf, "f4"), (-np.inf, "f8"), (1e40, "f8"), (np.nan, "f8")]
 )
@@ -105,6 +114,7 @@ def test_n09_not_finite(tmp_path: Path, value: float, dtype: str, caplog: pytest
     assert "1 voxels were not finite" in caplog.text
 
 
+@pytest.mark.hazard("N9", "silent accepts")
 def test_n09_all_not_finite_and_bad_fill(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii", nifti_bytes(np.full((3, 3, 3), np.nan, dtype=np.float32)))
     with refused("nifti-nonfinite", "27 of 27"):
@@ -112,6 +122,7 @@ def test_n09_all_not_finite_and_bad_fill(tmp_path: Path) -> None:
     assert (read_nifti(path, nonfinite=0).array == 0).all()
 
 
+@pytest.mark.hazard("N9", "silent accepts")
 def test_n09_opposite_infinities(tmp_path: Path) -> None:
     array = base_array()
     array[0, 0, 0], array[1, 1, 1] = np.inf, -np.inf

@@ -15,9 +15,11 @@ import pytest
 from sparseg.errors import SparsegError
 from sparseg.volumes.nifti import read_nifti
 
+from .figures import Figure
 from .nifti_faults import base_array, nifti_bytes, patched, refused, save
 
 
+@pytest.mark.hazard("N12", "silent accepts")
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("cut", ["half", 1000, 100, 8, 1])
 def test_n12_truncated(tmp_path: Path, name: str, cut: int | str) -> None:
@@ -28,6 +30,7 @@ def test_n12_truncated(tmp_path: Path, name: str, cut: int | str) -> None:
         read_nifti(path)
 
 
+@pytest.mark.hazard("N12", "silent accepts")
 @pytest.mark.parametrize("size", [3, 347, 352])
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_n12_only_a_header(tmp_path: Path, name: str, size: int) -> None:
@@ -35,7 +38,7 @@ def test_n12_only_a_header(tmp_path: Path, name: str, size: int) -> None:
         read_nifti(save(tmp_path / name, nifti_bytes()[:size]))
 
 
-def test_n13_bit_rot(tmp_path: Path) -> None:
+def test_n13_bit_rot(tmp_path: Path, figure: Figure) -> None:
     path = save(tmp_path / "a.nii.gz", nifti_bytes())
     whole, reference = path.read_bytes(), base_array()
     rng = np.random.default_rng(3)
@@ -48,10 +51,12 @@ def test_n13_bit_rot(tmp_path: Path) -> None:
             wrong += not np.array_equal(read_nifti(path).array[0], reference)
         except SparsegError:
             refusals += 1
+    figure("N13", "wrong reads", wrong, of=300)
     assert wrong == 0
     assert refusals >= 295
 
 
+@pytest.mark.hazard("N14", "silent accepts")
 @pytest.mark.parametrize(
     ("name", "content", "code"),
     [
@@ -86,6 +91,7 @@ def test_n14_missing_and_folder(tmp_path: Path) -> None:
         read_nifti(tmp_path / "folder.nii.gz")
 
 
+@pytest.mark.hazard("N15", "silent accepts")
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize(
     ("offset", "fmt", "values", "code"),
@@ -135,6 +141,7 @@ def _bomb(path: Path, raw: bytes, zeros: int) -> Path:
     return path
 
 
+@pytest.mark.hazard("N16", "silent accepts")
 def test_n16_bomb_stops_at_the_declared_size(tmp_path: Path) -> None:
     path = _bomb(tmp_path / "a.nii.gz", nifti_bytes(), 48 * 2**20)
     assert path.stat().st_size < 2**16
@@ -149,19 +156,23 @@ def test_n16_bomb_stops_at_the_declared_size(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.hazard("N16", "silent accepts")
 def test_n16_bomb_is_refused_by_max_voxels(tmp_path: Path) -> None:
     path = _bomb(tmp_path / "a.nii.gz", patched(nifti_bytes(), 42, "3h", 512, 512, 513), 2**20)
     with refused("nifti-too-large", "max_voxels"):
         read_nifti(path, max_voxels=2**27)
 
 
-def test_n17_header_that_hangs_itk(tmp_path: Path) -> None:
+@pytest.mark.hazard("N17", "silent accepts")
+def test_n17_header_that_hangs_itk(tmp_path: Path, figure: Figure) -> None:
     raw = patched(nifti_bytes(), 252, "hh", 0, 2)
     raw = patched(patched(raw, 280, "f", 0.0), 312 + 8, "f", float("inf"))
     start = time.perf_counter()
     with refused("nifti-bad-sform"):
         read_nifti(save(tmp_path / "a.nii.gz", raw))
-    assert time.perf_counter() - start < 1
+    seconds = time.perf_counter() - start
+    figure("N17", "time to refuse", seconds, limit=1, unit="s")
+    assert seconds < 1
 
 
 def test_n14_pipe_and_hostile_name(tmp_path: Path) -> None:

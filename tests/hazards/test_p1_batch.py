@@ -84,7 +84,7 @@ def check(out, truth, bad):
     assert {path.name for path in out.iterdir()} == labels | {"report.json", "statistics.json"}
 
 
-def test_every_kind_of_bad_case_at_once(cohort, capsys, monkeypatch):
+def test_p1_every_kind_of_bad_case_at_once(cohort, capsys, monkeypatch):
     images, model, out, truth = cohort
     names = {f"case_{index:03d}_{kind}": make for index, (kind, make) in enumerate(BAD.items(), start=3)}
     for name, make in names.items():
@@ -114,7 +114,7 @@ def deny(monkeypatch, locked):
     monkeypatch.setattr(Path, "open", opened)
 
 
-def test_a_series_folder_without_permission(cohort, capsys, monkeypatch):
+def test_p1_a_series_folder_without_permission(cohort, capsys, monkeypatch):
     images, model, out, truth = cohort
     (images / "series").mkdir()
     honest = Path.iterdir
@@ -132,7 +132,7 @@ def test_a_series_folder_without_permission(cohort, capsys, monkeypatch):
     check(out, truth, ["series"])
 
 
-def test_all_bad_is_bad_input(cohort, capsys):
+def test_p1_all_bad_is_bad_input(cohort, capsys):
     images, model, out, _ = cohort
     for path in images.iterdir():
         path.write_bytes(b"")

@@ -56,6 +56,7 @@ def traps(marker: Path) -> dict[str, bytes]:
     return {"pickle": pickle.dumps({"a": MakesMarker(marker)}, protocol=2), "zip": zipped.read_bytes()}
 
 
+@pytest.mark.hazard("X1", "foreign code run")
 @pytest.mark.parametrize("kind", ["pickle", "zip"])
 @pytest.mark.parametrize("name", ["weights.pth", "weights.pt", "weights.pkl", "weights.bin"])
 def test_x1_foreign_weights_never_run(tmp_path: Path, marker: Path, kind: str, name: str) -> None:
@@ -67,6 +68,7 @@ def test_x1_foreign_weights_never_run(tmp_path: Path, marker: Path, kind: str, n
     assert not marker.exists()
 
 
+@pytest.mark.hazard("X1", "foreign code run")
 @pytest.mark.parametrize("kind", ["pickle", "zip"])
 def test_x1_the_state_of_a_run_never_runs(tmp_path: Path, marker: Path, kind: str) -> None:
     save_state(tmp_path, State(Progress(step=1), {}, {}))
@@ -81,6 +83,7 @@ def test_x1_the_state_of_a_run_never_runs(tmp_path: Path, marker: Path, kind: st
     assert not marker.exists()
 
 
+@pytest.mark.hazard("X1", "foreign code run")
 @pytest.mark.parametrize("kind", ["pickle", "zip"])
 def test_x1_model_folders_never_run(tmp_path: Path, marker: Path, kind: str) -> None:
     net = build_segmenter("test_tiny", feature_size=1)
@@ -94,6 +97,7 @@ def test_x1_model_folders_never_run(tmp_path: Path, marker: Path, kind: str) -> 
     assert not marker.exists()
 
 
+@pytest.mark.hazard("X1", "foreign code run")
 @pytest.mark.parametrize(
     "text",
     [
@@ -110,6 +114,7 @@ def test_x1_yaml_tags_never_run(tmp_path: Path, marker: Path, text: str) -> None
     assert not marker.exists()
 
 
+@pytest.mark.hazard("X1", "foreign code run")
 def test_x1_class_names_in_settings_are_only_unknown_keys(tmp_path: Path, marker: Path) -> None:
     with pytest.raises(ConfigError, match="unknown configuration key"):
         build_segmenter("test_tiny", _target_="pathlib.Path.touch", path=str(marker))
@@ -119,6 +124,7 @@ def test_x1_class_names_in_settings_are_only_unknown_keys(tmp_path: Path, marker
     assert not marker.exists()
 
 
+@pytest.mark.hazard("X1", "foreign code run")
 @pytest.mark.parametrize("name", ["case.npy", "case.npz", "case.pkl", "case.pt", "case.nii", "case.nii.gz"])
 def test_x1_images_never_run(tmp_path: Path, marker: Path, name: str) -> None:
     file = tmp_path / name
@@ -137,6 +143,7 @@ class Unknown:
     """Harmless, but no tensor: the only fault of a checkpoint."""
 
 
+@pytest.mark.hazard("X2", "second tries")
 def test_x2_one_unknown_global_is_refused_without_a_second_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,8 +165,9 @@ def test_x2_one_unknown_global_is_refused_without_a_second_try(
 class TestX5:
     """Row X5: the suite cannot leave the machine; see tests/conftest.py."""
 
+    @pytest.mark.hazard("X5", "blocks that let a call out")
     @pytest.mark.parametrize("address", ["192.0.2.1", "example.invalid"])
-    def test_outside_is_blocked(self, address: str) -> None:
+    def test_x5_outside_is_blocked(self, address: str) -> None:
         with socket.socket() as sock:
             sock.settimeout(0.1)
             for call in (sock.connect, sock.connect_ex):
@@ -169,13 +177,13 @@ class TestX5:
         with datagrams, pytest.raises(AssertionError, match="without the network mark"):
             datagrams.sendto(b"x", (address, 9))
 
-    def test_this_machine_is_not(self) -> None:
+    def test_x5_this_machine_is_not(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
             client.connect(server.getsockname())
             server.accept()[0].close()
 
     @pytest.mark.network
-    def test_the_mark_opens_the_door(self) -> None:
+    def test_x5_the_mark_opens_the_door(self) -> None:
         assert type(socket.socket.connect).__name__ == "method_descriptor"  # Python's own, not ours
 
 
@@ -192,6 +200,7 @@ FORBIDDEN = {
 }
 
 
+@pytest.mark.hazard("X6", "kinds of dangerous call found")
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_x6_no_dangerous_call(name: str) -> None:
     found = [
@@ -223,6 +232,7 @@ def calls(file: Path) -> list[ast.Call]:
     return [n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
 
 
+@pytest.mark.hazard("X6", "kinds of dangerous call found")
 def test_x6_every_torch_load_says_weights_only() -> None:
     found = []
     for file in FILES:
@@ -233,6 +243,7 @@ def test_x6_every_torch_load_says_weights_only() -> None:
     assert set(found) == {"True"}
 
 
+@pytest.mark.hazard("X6", "kinds of dangerous call found")
 def test_x6_the_library_prints_nothing() -> None:
     printing = [
         f"{file.relative_to(ROOT)}:{call.lineno}"
@@ -244,6 +255,7 @@ def test_x6_the_library_prints_nothing() -> None:
     assert printing == []
 
 
+@pytest.mark.hazard("X6", "kinds of dangerous call found")
 def test_x6_no_broad_except_and_no_network_client_outside_the_sample() -> None:
     broad, clients = [], []
     for file in FILES:
