@@ -8,8 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from sparseg.predict.cleanup import CleanupReport
+from sparseg.predict.dial import SpeedChoice
 from sparseg.predict.label_files import LabelWriter
 from sparseg.predict.preview import Preview
+from sparseg.predict.ratios import Ratios
 from sparseg.predict.statistics import LabelStatistics
 from sparseg.preprocessing.pipeline import Prepared
 
@@ -34,6 +36,19 @@ class LoadedCase:
 
 
 @dataclass(frozen=True)
+class TokensKept:
+    """What one model kept of a window.
+
+    Attributes:
+        keep_ratios: Per pruning stage; None stands for the counts the model was built with.
+        token_counts: Patch tokens at the start and after each pruning stage.
+    """
+
+    keep_ratios: Ratios
+    token_counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class WindowResult:
     """What the network said about all windows of a case.
 
@@ -44,6 +59,8 @@ class WindowResult:
         part_seconds: Time in `encode`, `assemble`, `decode`; the rest of the windows' time is stitching.
         depth: uint8 `[h, w, d]`, for each patch of the model grid how far its token came: 0 not run, s pruned
             at stage s, one more than the number of stages kept to the end. None if nobody asked.
+        tokens: What each model kept.
+        choice: What a deadline led to; None without one.
     """
 
     logits: Tensor
@@ -51,6 +68,8 @@ class WindowResult:
     num_skipped: int
     part_seconds: dict[str, float] = field(default_factory=dict)
     depth: np.ndarray | None = None
+    tokens: tuple[TokensKept, ...] = ()
+    choice: SpeedChoice | None = None
 
 
 @dataclass
@@ -66,6 +85,8 @@ class CaseResult:
         statistics: All numbers of each label, background excepted, by name.
         cleanup: What clean-up changed; None if none was asked for.
         previews: Small volumes for the report, by name; empty unless asked for.
+        tokens: What each model kept.
+        choice: What a deadline led to; None without one.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -75,6 +96,8 @@ class CaseResult:
     statistics: dict[str, LabelStatistics] = field(default_factory=dict)
     cleanup: CleanupReport | None = None
     previews: dict[str, Preview] = field(default_factory=dict)
+    tokens: tuple[TokensKept, ...] = ()
+    choice: SpeedChoice | None = None
 
     @property
     def total_seconds(self) -> float:

@@ -18,6 +18,7 @@ from sparseg.datasets.splits import read_splits
 from sparseg.errors import CheckpointError
 from sparseg.predict.case import WindowResult
 from sparseg.predict.predictor import Predictor
+from sparseg.predict.ratios import Ratios
 from sparseg.predict.settings import PredictSettings
 from sparseg.volumes.volume import Volume
 
@@ -40,7 +41,7 @@ class Ensemble(Predictor):
         first = members[0]
         for member in members[1:]:
             _require_alike(first.card, member.card, first.name, member.name)
-        super().__init__(first.net, first.card, first.settings, name=first.name)
+        super().__init__(first.net, first.card, first.settings, name=first.name, curve=first.curve)
         self._members = tuple(members)
 
     @property
@@ -49,7 +50,11 @@ class Ensemble(Predictor):
         return self._members
 
     def run_windows(
-        self, image: Volume, *, on_progress: Callable[[int, int], None] | None = None
+        self,
+        image: Volume,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+        keep_ratios: Sequence[Ratios] | None = None,
     ) -> WindowResult:
         """Logits of the mean probabilities; seconds and windows of all models, the tokens of the first.
 
@@ -58,9 +63,13 @@ class Ensemble(Predictor):
         total = self.num_windows(image)
         mean = MeanProbabilities(regions=bool(self.card.regions))
         results: list[WindowResult] = []
-        for member in self._members:
+        for number, member in enumerate(self._members):
             before = sum(result.num_windows for result in results)
-            result = member.run_windows(image, on_progress=_after(before, total, on_progress))
+            result = member.run_windows(
+                image,
+                on_progress=_after(before, total, on_progress),
+                keep_ratios=None if keep_ratios is None else keep_ratios[number : number + 1],
+            )
             mean.add(result.logits)
             results.append(replace(result, logits=_NOTHING))
         seconds: Counter[str] = Counter()
@@ -72,6 +81,7 @@ class Ensemble(Predictor):
             sum(result.num_skipped for result in results),
             dict(seconds),
             results[0].depth,
+            tuple(kept for result in results for kept in result.tokens),
         )
 
     def count_windows(self, image: Volume) -> tuple[int, int]:

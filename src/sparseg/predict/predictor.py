@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,14 @@ import torch
 from torch import Tensor
 
 from sparseg.checkpoints.card import ModelCard
-from sparseg.checkpoints.folder import load_model, read_card
+from sparseg.checkpoints.folder import find_model, load_model, read_card
 from sparseg.errors import VolumeError
 from sparseg.models.segmenter import SparseUNETR
-from sparseg.predict.case import CaseResult, LoadedCase, WindowResult
+from sparseg.predict.calibration import Calibration, read_calibration
+from sparseg.predict.case import CaseResult, LoadedCase, TokensKept, WindowResult
 from sparseg.predict.cleanup import clean_labels
 from sparseg.predict.decide import make_decision
+from sparseg.predict.dial import SpeedDial, require_curve, time_window
 from sparseg.predict.label_files import local_image
 from sparseg.predict.outputs import write_labels
 from sparseg.predict.preview import (
@@ -27,6 +31,7 @@ from sparseg.predict.preview import (
     label_preview,
     token_preview,
 )
+from sparseg.predict.ratios import Ratios, stage_ratios, token_counts, with_ratios
 from sparseg.predict.settings import PredictSettings
 from sparseg.predict.statistics import ConfidentDecision, measure_labels
 from sparseg.predict.watch import NetworkWatch
@@ -52,9 +57,12 @@ class Predictor:
         card: Its model card.
         settings: How to run it.
         name: What reports and errors call it.
+        curve: Its quality/time curve; needed for a deadline.
 
     Raises:
-        ConfigError: a class to clean up that the model has not, or left-right mirroring with sided labels.
+        ConfigError: a class to clean up that the model has not, left-right mirroring with sided labels, keep
+            ratios that do not fit the model, or keep ratios together with a deadline.
+        CheckpointError: a deadline without a curve.
     """
 
     def __init__(
@@ -64,14 +72,18 @@ class Predictor:
         settings: PredictSettings | None = None,
         *,
         name: str = "model",
+        curve: Calibration | None = None,
     ) -> None:
         self.settings = settings or PredictSettings()
+        require_curve(curve, self.settings.deadline, self.settings.keep_ratios, where=name)
         self.settings.cleanup.check_names(card.labels)
         self.name = name
         self.net = net.to(self.settings.device).eval()
         self.card = card
         self.overlap = card.overlap if self.settings.overlap is None else self.settings.overlap
-        self._run = mirrored(self.net, mirror_axes(self.settings.mirror, card))
+        self.curve = curve
+        self.keep_ratios = stage_ratios(self.net, self.settings.keep_ratios, where=name)
+        self._mirror_axes = mirror_axes(self.settings.mirror, card)
         self._empty = None if self.settings.keep_empty else empty_rule(card)
 
     @classmethod
@@ -81,9 +93,12 @@ class Predictor:
         """Load a model folder or a training run's best model; it is called by its path unless named.
 
         Raises:
-            CheckpointError: not a complete, undamaged model.
+            CheckpointError: not a complete, undamaged model; a deadline without a curve of these weights.
         """
-        return cls(load_model(folder), read_card(folder), settings, name=name or str(folder))
+        net, card = load_model(folder), read_card(folder)
+        wants_curve = settings is not None and settings.deadline is not None
+        curve = read_calibration(find_model(folder), card) if wants_curve else None
+        return cls(net, card, settings, name=name or str(folder), curve=curve)
 
     @property
     def members(self) -> tuple[Predictor, ...]:
@@ -114,7 +129,7 @@ class Predictor:
             NumericsError: the network gave a non-finite value. No output is written after any error.
         """
         case = self.load(source, channels=channels, series_uid=series_uid)
-        return self.finish(case, self.run_windows(case.prepared.image, on_progress=on_progress), output)
+        return self.finish(case, self.run_case(case, on_progress=on_progress), output)
 
     def load(
         self, source: Path, *, channels: Sequence[Path] = (), series_uid: str | None = None
@@ -135,14 +150,44 @@ class Predictor:
         clock.lap("prepare")
         return LoadedCase(prepared, image.affine, write, seconds, previews)
 
-    def run_windows(
-        self, image: Volume, *, on_progress: Callable[[int, int], None] | None = None
+    def run_case(
+        self, case: LoadedCase, *, on_progress: Callable[[int, int], None] | None = None
     ) -> WindowResult:
-        """Second step: what the network says about an image on the model grid.
+        """Second step: the windows, under a deadline with the keep ratio that it leaves time for.
 
         Raises:
             NumericsError: the network gave a non-finite value.
         """
+        image = case.prepared.image
+        if self._dial is None:
+            return self.run_windows(image, on_progress=on_progress)
+        choice = self._dial.choose(
+            [member.num_windows(image) for member in self.members],
+            num_voxels=math.prod(case.prepared.record.reoriented_shape),
+            spent=sum(case.seconds.values()),
+        )
+        found = self.run_windows(image, on_progress=on_progress, keep_ratios=choice.keep_ratios)
+        return replace(found, choice=choice)
+
+    def run_windows(
+        self,
+        image: Volume,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+        keep_ratios: Sequence[Ratios] | None = None,
+    ) -> WindowResult:
+        """What the network says about an image on the model grid.
+
+        Args:
+            image: `[C, H, W, D]`, prepared.
+            on_progress: Called after each batch with (windows done, all).
+            keep_ratios: For each of `members` one per pruning stage, or None for what it was built with;
+                without them those of the settings.
+
+        Raises:
+            NumericsError: the network gave a non-finite value.
+        """
+        ratios = self.keep_ratios if keep_ratios is None else keep_ratios[0]
         tensor = _as_tensor(image)
         start = time.perf_counter()
         plan = self._plan(tensor)
@@ -150,7 +195,7 @@ class Predictor:
         with torch.inference_mode(), watch:
             logits = sliding_window(
                 tensor,
-                self._run,
+                self.network(ratios),
                 self.card.model.roi_size,
                 overlap=self.overlap,
                 batch_size=self.settings.batch_size,
@@ -163,7 +208,8 @@ class Predictor:
                 on_batch=watch.place,
             )
         seconds = {"windows": time.perf_counter() - start, **watch.seconds}
-        return WindowResult(logits, len(plan.starts), plan.num_skipped, seconds, watch.depth)
+        kept = TokensKept(ratios, tuple(token_counts(self.net, ratios)))
+        return WindowResult(logits, len(plan.starts), plan.num_skipped, seconds, watch.depth, (kept,))
 
     def finish(self, case: LoadedCase, windows: WindowResult, output: Path) -> CaseResult:
         """Last step: labels on the original grid, numbers, file. Either all of it, or no file."""
@@ -189,10 +235,11 @@ class Predictor:
         prepared = prepare(image, self.card.preprocess)
         clock.lap("prepare")
         case = LoadedCase(prepared, image.affine, write_labels, seconds)
-        return self._decide(case, self.run_windows(prepared.image, on_progress=on_progress))
+        return self._decide(case, self.run_case(case, on_progress=on_progress))
 
     def _decide(self, case: LoadedCase, windows: WindowResult) -> tuple[np.ndarray, CaseResult]:
         result = CaseResult(dict(case.seconds), windows.num_windows, windows.num_skipped)
+        result.tokens, result.choice = windows.tokens, windows.choice
         _add_window_seconds(result.seconds, windows.part_seconds)
         clock = _Clock(result.seconds)
         decide = ConfidentDecision(self.card.labels, self.card.regions)
@@ -239,6 +286,33 @@ class Predictor:
         """Windows to run and windows skipped as empty, of an image on the model grid."""
         plan = self._plan(_as_tensor(image))
         return len(plan.starts), plan.num_skipped
+
+    def network(self, keep_ratios: Ratios) -> Callable[[Tensor], Tensor]:
+        """The network with these keep ratios, mirrored as the settings say: `[B, C, *roi]` -> logits."""
+        return mirrored(with_ratios(self.net, keep_ratios), self._mirror_axes)
+
+    def token_counts(self) -> list[int]:
+        """Patch tokens of one window at the start and after each pruning stage, by the settings."""
+        return token_counts(self.net, self.keep_ratios)
+
+    @cached_property
+    def _dial(self) -> SpeedDial | None:
+        deadline = self.settings.deadline
+        if deadline is None:
+            return None
+        curves = [member.curve for member in self.members if member.curve is not None]
+        times = [member.seconds_per_window() for member in self.members]
+        return SpeedDial(curves, deadline, times, device=torch.device(self.settings.device).type)
+
+    def seconds_per_window(self) -> float:
+        """Time of one window through the network as it was built, here and now; runs a few."""
+        return time_window(
+            self.network(None),
+            self.card.model.in_channels,
+            self.card.model.roi_size,
+            batch_size=self.settings.batch_size,
+            device=self.settings.device,
+        )
 
     def _plan(self, image: Tensor) -> WindowPlan:
         return plan_windows(

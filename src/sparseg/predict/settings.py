@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from sparseg.predict.cleanup import Cleanup
 from sparseg.predict.label_files import LabelFiles
+from sparseg.predict.ratios import Ratios
 from sparseg.predict.reading import ReadOptions
 from sparseg.predict.window_options import Mirror
 
@@ -26,6 +27,10 @@ class PredictSettings:
         keep_empty: Run windows of pure background, too; see `empty_rule` for what that can change.
         max_bytes: Memory for the sums of the logits; larger ones lie in a temporary file. None: no limit.
         previews: Keep small volumes of image, labels, tokens and confidence for the report.
+        keep_ratios: Share of the tokens that stays at a pruning stage, one for all stages or one per stage;
+            None takes what the model was built with.
+        deadline: Seconds for a case from file to file; per case the keep ratio of best Dice that fits is
+            taken from the model's own curve (`sparseg calibrate`), the fastest where none fits.
     """
 
     overlap: float | None = None
@@ -38,3 +43,5 @@ class PredictSettings:
     keep_empty: bool = False
     max_bytes: int | None = None
     previews: bool = False
+    keep_ratios: Ratios = None
+    deadline: float | None = None
