@@ -79,6 +79,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--assume-orientation": None,
         "--nonfinite": None,
         "--series-uid": None,
+        "--max-voxels": 2**31,
         "--format": "nii.gz",
         "--labelmap": False,
         "--largest-component": (),
@@ -86,6 +87,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--min-ml": 0.0,
         "--mirror": (),
         "--keep-empty": False,
+        "--keep-ratio": (),
+        "--deadline": None,
     },
     "evaluate": {
         "--pred": REQUIRED,

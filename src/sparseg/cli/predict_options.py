@@ -87,18 +87,23 @@ class ReadingOptions:
         Value that replaces NaN and infinite voxels of NIfTI files.
     series_uid
         SeriesInstanceUID of the series to take from a DICOM folder that holds several.
+    max_voxels
+        Refuse larger images, by what their headers declare and before any memory is taken.
     """
 
     affine: Literal["refuse", "sform", "qform"] = "refuse"
     assume_orientation: str | None = None
     nonfinite: float | None = None
     series_uid: str | None = None
+    max_voxels: int = 2**31
 
     def reading(self) -> ReadOptions:
         """The same for a predictor."""
         from sparseg.predict.reading import ReadOptions
 
-        return ReadOptions(self.affine, self.assume_orientation, self.nonfinite, self.series_uid)
+        return ReadOptions(
+            self.affine, self.assume_orientation, self.nonfinite, self.series_uid, self.max_voxels
+        )
 
 
 @cyclopts.Parameter(name="*")

@@ -12,27 +12,30 @@ from sparseg.volumes.volume import Volume
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Decisions for images that would be refused otherwise: three for NIfTI files, one for DICOM folders.
+    """Decisions for images that would be refused otherwise, and the size above which all are.
 
     Attributes:
         affine_choice: Which form to believe where sform and qform contradict each other.
         assume_orientation: Axis codes such as "LPS" for a file that states no orientation.
         nonfinite: Value that replaces NaN and infinite voxels.
         series_uid: SeriesInstanceUID of the series to take from a DICOM folder that holds several.
+        max_voxels: Images of more voxels are refused by what they declare, before memory is taken.
     """
 
     affine_choice: Literal["refuse", "sform", "qform"] = "refuse"
     assume_orientation: str | None = None
     nonfinite: float | None = None
     series_uid: str | None = None
+    max_voxels: int = 2**31
 
     def read(self, path: Path) -> Volume:
         """Read an image; see `read_volume` for the errors."""
         if path.is_dir():
-            return read_volume(path, series_uid=self.series_uid)
+            return read_volume(path, series_uid=self.series_uid, max_voxels=self.max_voxels)
         return read_volume(
             path,
             affine_choice=self.affine_choice,
             assume_orientation=self.assume_orientation,
             nonfinite=self.nonfinite,
+            max_voxels=self.max_voxels,
         )
