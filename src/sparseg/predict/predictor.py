@@ -47,6 +47,7 @@ from sparseg.windows.finish import finish_labels
 from sparseg.windows.mirror import mirrored
 from sparseg.windows.plan import WindowPlan, plan_windows
 from sparseg.windows.sliding import sliding_window
+from sparseg.windows.storage import Storage
 
 
 class Predictor:
@@ -203,7 +204,7 @@ class Predictor:
                 empty=self._empty,
                 plan=plan,
                 device=self.settings.device,
-                max_bytes=self.settings.max_bytes,
+                storage=Storage(self.settings.max_bytes),
                 on_progress=on_progress,
                 on_batch=watch.place,
             )

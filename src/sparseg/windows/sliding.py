@@ -10,8 +10,10 @@ from torch import Tensor
 from sparseg.errors import NumericsError, ShapeError
 from sparseg.shapes import Triple
 from sparseg.windows.empty import EmptyRule
+from sparseg.windows.fallback import WindowRunner
 from sparseg.windows.importance import Importance, importance_map
 from sparseg.windows.plan import WindowPlan, plan_windows
+from sparseg.windows.storage import Storage
 from sparseg.windows.sums import WeightedSums, box_at
 
 
@@ -28,7 +30,9 @@ def sliding_window(
     plan: WindowPlan | None = None,
     device: torch.device | str = "cpu",
     sums_device: torch.device | str = "cpu",
-    max_bytes: int | None = None,
+    storage: Storage | None = None,
+    to_cpu: Callable[[], object] | None = None,
+    on_fallback: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_batch: Callable[[Sequence[Triple]], None] | None = None,
 ) -> Tensor:
@@ -45,12 +49,16 @@ def sliding_window(
         pad_value: What lies outside the volume.
         empty: Which windows are skipped; None runs all. A voxel is decided by the windows that are run and
             cover it; without any it gets `empty.logits`.
-        plan: What `plan_windows` gave for the same image and settings, for a caller who wants to know it; None
-            plans here.
+        plan: What `plan_windows` gave for the same image and settings, for a caller who wants to know it;
+            None plans here.
         device: Where `network` runs.
         sums_device: Where the sums lie: the CPU, or the device if it has room for K + 1 floats per voxel.
-        max_bytes: Memory the sums may take on the CPU; larger ones lie in a temporary file that vanishes with
-            the result. None sets no limit.
+        storage: Makes the sums on the CPU, perhaps in a temporary file that vanishes with the result; None
+            makes them in memory.
+        to_cpu: Moves `network` to the CPU, the last resort where the device has no room for one window; None
+            makes that an error.
+        on_fallback: Called with what is changed when memory runs out, once per change; None logs it. See
+            `WindowRunner`. The labels stay the same.
         on_progress: Called with (windows done, windows to run).
         on_batch: Called after each call of `network` with the first voxels of its windows, in voxels of the
             image; negative in its padding.
@@ -63,32 +71,50 @@ def sliding_window(
         ConfigError: an overlap out of range.
         ShapeError: `empty.logits` of another number than the network's channels.
         NumericsError: a logit is NaN or infinite; no result is ever built on it.
-        ResourceError: no room for the temporary file.
+        ResourceError: no room for the temporary file, or for one window.
     """
     if plan is None:
         plan = plan_windows(image, roi, overlap, pad_value=pad_value, empty=empty)
-    size = plan.padded.shape[1:]
-    weights = importance_map(roi, importance)
-    sums: WeightedSums | None = None
-    for first in range(0, len(plan.starts), batch_size):
-        chunk = plan.starts[first : first + batch_size]
-        windows = torch.stack([plan.padded[(slice(None), *box_at(start, roi))] for start in chunk])
-        logits = network(windows.to(device)).float().to(sums_device)
-        _require_finite(logits, chunk)
-        if sums is None:
-            _require_channels(logits, empty)
-            sums = WeightedSums(logits.shape[1], size, weights, device=sums_device, max_bytes=max_bytes)
-        for start, window_logits in zip(chunk, logits, strict=True):
-            sums.add(start, window_logits)
+    size, weights = plan.padded.shape[1:], importance_map(roi, importance)
+    runner = WindowRunner(
+        network,
+        lambda channels, place, in_file: WeightedSums(
+            channels, size, weights, device=place, storage=storage, in_file=in_file
+        ),
+        batch_size=batch_size,
+        device=device,
+        sums_device=sums_device,
+        to_cpu=to_cpu,
+        on_fallback=on_fallback,
+    )
+    done = 0
+    while done < len(plan.starts):
+        chunk = _run_batch(runner, plan, roi, done, empty)
+        done += len(chunk)
         if on_batch is not None:
             on_batch([_without_padding(start, plan) for start in chunk])
         if on_progress is not None:
-            on_progress(first + len(chunk), len(plan.starts))
+            on_progress(done, len(plan.starts))
     fill = None if empty is None or not plan.num_skipped else empty.logits
-    if sums is None:  # every window is empty
-        assert fill is not None
-        sums = WeightedSums(len(fill), size, weights, max_bytes=max_bytes)
-    return _cut_back(sums.mean(fill), plan, image).cpu()
+    return _cut_back(runner.mean(len(fill or ()), fill), plan, image)
+
+
+def _run_batch(
+    runner: WindowRunner, plan: WindowPlan, roi: Triple, first: int, empty: EmptyRule | None
+) -> list[Triple]:
+    """Run and add the next windows; returns where they start."""
+
+    def cut(count: int) -> Tensor:
+        boxes = [box_at(start, roi) for start in plan.starts[first : first + count]]
+        return torch.stack([plan.padded[(slice(None), *box)] for box in boxes])
+
+    logits = runner.logits(cut)
+    chunk = plan.starts[first : first + len(logits)]
+    _require_finite(logits, chunk)
+    _require_channels(logits, empty)
+    for start, window_logits in zip(chunk, logits, strict=True):
+        runner.add(start, window_logits)
+    return chunk
 
 
 def _without_padding(start: Triple, plan: WindowPlan) -> Triple:
