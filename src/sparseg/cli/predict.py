@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import cyclopts
 
 from sparseg.cli.predict_options import LabelOptions, ReadingOptions, WindowOptions
+from sparseg.cli.speed_options import SpeedOptions, deadline_warning
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -26,6 +27,7 @@ def predict(
     windows: WindowOptions | None = None,
     reading: ReadingOptions | None = None,
     labels: LabelOptions | None = None,
+    speed: SpeedOptions | None = None,
 ) -> int:
     """Segment images into label files on their own grids.
 
@@ -55,7 +57,7 @@ def predict(
     files, cleanup = labels.files(), labels.cleanup()
     cases = collect_cases(inputs, out, suffix=SUFFIX_OF[labels.format])
     settings = windows.settings((reading or ReadingOptions()).reading(), files, cleanup)
-    predictor = load_predictor(model, settings)
+    predictor = load_predictor(model, (speed or SpeedOptions()).applied(settings))
     with progress_bar() as bar:
         watcher = _Watcher(bar)
         errors = predict_cases(predictor, cases, out, watcher)
@@ -87,6 +89,9 @@ class _Watcher:
         windows = f"{result.num_windows} windows{skipped}"
         sys.stdout.write(f"{case.name}: {case.output} ({result.total_seconds:.1f} s: {seconds}; {windows})\n")
         sys.stdout.flush()
+        warning = deadline_warning(result)
+        if warning is not None:
+            sys.stderr.write(f"warning: {case.name}: {warning}\n")
 
     def on_error(self, case: PredictionCase, error: SparsegError) -> None:
         """Print a case's error."""

@@ -2,151 +2,194 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from sparseg.errors import InputError, SparsegError
+from sparseg.errors import SparsegError
 from sparseg.predict.case import CaseResult
+from sparseg.predict.claims import Claims, this_process
+from sparseg.predict.fingerprints import input_sha256
 from sparseg.predict.inputs import PredictionCase
+from sparseg.predict.job import Job, Progress, file_error, finish_job, load_job, run_job
+from sparseg.predict.pipeline import run_steps
 from sparseg.predict.predictor import Predictor
-from sparseg.predict.statistics import LabelStatistics
-from sparseg.volumes.atomic import write_bytes_atomically
+from sparseg.predict.rows import Row
+from sparseg.predict.run_folder import RunFolder
+from sparseg.predict.shards import Shard
 
-REPORT = "report.json"
-STATISTICS = "statistics.json"
+_POLL_S = 0.5
 
 
 class CaseMonitor(Protocol):
-    """What a caller may watch; the command line prints one line per case through it."""
+    """What a caller may watch, in the order of the cases; not always from the thread that started them."""
 
-    def on_start(self, case: PredictionCase) -> Callable[[int, int], None]:
-        """Before a case; returns what is called after each window with (done, all)."""
+    def on_start(self, case: PredictionCase) -> Progress:
+        """Before a case's windows; returns what is called after each with (done, all)."""
+
+    def on_redo(self, case: PredictionCase, why: str) -> None:
+        """Before a case whose result of an earlier run no longer holds."""
 
     def on_done(self, case: PredictionCase, result: CaseResult) -> None:
         """After a case's labels are written."""
 
+    def on_reused(self, case: PredictionCase, row: Row) -> None:
+        """After a case turned out to be done already, by an earlier run or another process."""
+
     def on_error(self, case: PredictionCase, error: SparsegError) -> None:
         """After a case failed; nothing was written for it."""
 
+    def on_wait(self, num_cases: int) -> None:
+        """Before waiting for cases that other processes are at work on."""
+
 
 def predict_cases(
-    predictor: Predictor, cases: Sequence[PredictionCase], out: Path, monitor: CaseMonitor
+    predictor: Predictor,
+    cases: Sequence[PredictionCase],
+    out: Path,
+    monitor: CaseMonitor,
+    *,
+    resume: bool = False,
+    shard: Shard | None = None,
 ) -> list[SparsegError]:
-    """Segment all cases and write `report.json` and `statistics.json`.
+    """Segment all cases and write their rows, `report.json` and `statistics.json`.
 
     A label file left by an earlier run is removed before a case is tried, so that after an error no old
-    result looks like a new one.
+    result looks like a new one. A single image that fails leaves nothing behind, not even a report.
+
+    Args:
+        predictor: The models and how they run.
+        cases: All cases of the run.
+        out: Output folder.
+        monitor: Told what happens.
+        resume: Leave cases alone whose labels, input, models and settings are those of their rows; other
+            processes that resume may share the folder.
+        shard: Which cases are this process's own; None takes all.
 
     Returns:
         The errors of the cases that failed, in order.
+
+    Raises:
+        InputError: another run is at work in the folder that does not share it.
+        VolumeError: the reports cannot be written.
+        OSError: the folder cannot be written to.
     """
-    rows: list[dict[str, Any]] = []
-    statistics: dict[str, dict[str, LabelStatistics]] = {}
-    errors = []
-    for stale in (REPORT, STATISTICS):  # whatever they say is not about this run
-        (out / stale).unlink(missing_ok=True)
-    for case in cases:
-        progress = monitor.on_start(case)
-        try:
-            result = _predict_case(predictor, case, progress)
-        except SparsegError as error:
-            errors.append(error)
-            rows.append({"case": case.name, "status": "error", "code": error.code, "message": str(error)})
-            monitor.on_error(case, error)
-        else:
-            rows.append(
-                {
-                    "case": case.name,
-                    "status": "ok",
-                    "output": case.output.name,
-                    "num_windows": result.num_windows,
-                    "num_windows_skipped": result.num_windows_skipped,
-                    "seconds": result.seconds,
-                    "volumes_ml": result.volumes_ml,
-                    **({} if result.cleanup is None else {"cleanup": asdict(result.cleanup)}),
-                }
-            )
-            statistics[case.name] = result.statistics
-            monitor.on_done(case, result)
-        # A single image that failed leaves nothing behind, not even a report.
-        if len(cases) > 1 or not errors:
-            if statistics:
-                write_statistics(out, statistics)
-            write_report(out, predictor, rows)
-    return errors
-
-
-def _predict_case(
-    predictor: Predictor, case: PredictionCase, on_progress: Callable[[int, int], None]
-) -> CaseResult:
+    mine = list(cases) if shard is None else shard.of(cases)
+    folder = RunFolder(out, cases, predictor)
+    mode = "resume" if resume else "alone" if shard is None else f"shard {shard}"
     try:
-        case.output.unlink(missing_ok=True)
-        return predictor.predict_file(
-            case.image,
-            case.output,
-            channels=case.channels,
-            series_uid=case.series_uid,
-            on_progress=on_progress,
-        )
-    except OSError as error:
-        # One folder without permission must not cost the other cases.
-        raise InputError(
-            "the image must be readable and the output writable",
-            received=error.strerror or type(error).__name__,
-            remedy="check permissions and free space",
-            where=error.filename or case.image,
-            code="file-system",
-        ) from error
+        folder.make()
+        with Claims(folder.rows, this_process(mode, folder.key.settings_sha256)) as claims:
+            claims.enter_run()
+            if not resume:
+                folder.start_over(mine)
+            batch = _Batch(predictor, folder, claims, monitor, resume=resume)
+            try:
+                batch.run(mine)
+            finally:
+                if len(cases) == 1 and batch.errors:
+                    folder.forget()
+                folder.refresh(at_once=True)
+    finally:
+        folder.remove_if_empty()
+    return batch.errors
 
 
-def write_report(out: Path, predictor: Predictor, rows: Sequence[dict[str, Any]]) -> None:
-    """Write `report.json` in one step.
+@dataclass
+class _Task:
+    """A case in the hands of this process, or the reason why there is nothing to do for it."""
 
-    Raises:
-        VolumeError: the folder cannot be written to.
-    """
-    models = [
-        {
-            "model": member.name,
-            "weights_sha256": member.card.weights_sha256,
-            "token_counts": member.net.token_counts(),
-            "overlap": member.overlap,
-        }
-        for member in predictor.members
-    ]
-    # Several models have no one value; each row of `models` has its own.
-    alone = models[0] if len(models) == 1 else {}
-    report = {
-        "token_counts": alone.get("token_counts"),
-        "weights_sha256": alone.get("weights_sha256"),
-        "overlap": alone.get("overlap"),
-        "models": models,
-        "device": predictor.settings.device,
-        "mirror": predictor.settings.mirror,
-        "keep_empty": predictor.settings.keep_empty,
-        "reading": asdict(predictor.settings.reading),
-        "cleanup": asdict(predictor.settings.cleanup),
-        "cases": list(rows),
-    }
-    content = (json.dumps(report, indent=2) + "\n").encode()
-    out.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomically(out / REPORT, content)
+    case: PredictionCase
+    job: Job | None = None
+    reused: Row | None = None
+    why: str = ""
 
 
-def write_statistics(out: Path, statistics: Mapping[str, Mapping[str, LabelStatistics]]) -> None:
-    """Write `statistics.json` in one step: case -> label -> the fields of `LabelStatistics`.
+class _Batch:
+    """The cases of this process, taken through the steps until each is done by somebody."""
 
-    Cases that failed are not in it.
+    def __init__(
+        self,
+        predictor: Predictor,
+        folder: RunFolder,
+        claims: Claims,
+        monitor: CaseMonitor,
+        *,
+        resume: bool,
+    ) -> None:
+        self.predictor = predictor
+        self.folder = folder
+        self.claims = claims
+        self.monitor = monitor
+        self.resume = resume
+        self.errors: list[SparsegError] = []
+        self._elsewhere: list[PredictionCase] = []
 
-    Raises:
-        VolumeError: the folder cannot be written to.
-    """
-    cases = {
-        case: {name: asdict(found) for name, found in labels.items()} for case, labels in statistics.items()
-    }
-    content = json.dumps({"cases": cases}, indent=2, allow_nan=False) + "\n"
-    out.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomically(out / STATISTICS, content.encode())
+    def run(self, cases: Sequence[PredictionCase]) -> None:
+        """Do all that others do not do; then look again at what those had claimed, until nothing is left."""
+        overlap = self.predictor.settings.overlap_cases
+        waited: list[PredictionCase] | None = None
+        while cases:
+            self._elsewhere = []
+            run_steps(cases, self._load, self._run, self._finish, overlap=overlap and len(cases) > 1)
+            cases = self._elsewhere
+            if cases and cases != waited:
+                self.monitor.on_wait(len(cases))
+            if cases:
+                waited = cases
+                time.sleep(_POLL_S)
+
+    def _load(self, case: PredictionCase) -> _Task:
+        task = _Task(case)
+        try:
+            if not self.claims.take(case.name):
+                return task
+            sha256 = None
+            if self.resume:
+                sha256 = input_sha256(case)
+                why = self.folder.why_redo(case, sha256)
+                if why is None:
+                    task.reused = self.folder.row_of(case)
+                    return task
+                task.why = why
+            task.job = load_job(self.predictor, case, self.folder, sha256)
+        except OSError as error:
+            with suppress(OSError):
+                self.folder.discard(case)
+            task.job = Job(case, error=file_error(error, case.image))
+        return task
+
+    def _run(self, task: _Task) -> _Task:
+        if task.job is not None:
+            if task.why:
+                self.monitor.on_redo(task.case, task.why)
+            task.job = run_job(self.predictor, task.job, self.monitor.on_start(task.case))
+        return task
+
+    def _finish(self, task: _Task) -> None:
+        case, job = task.case, task.job
+        if task.reused is not None:
+            self.monitor.on_reused(case, task.reused)
+        elif job is None:
+            self._elsewhere.append(case)
+            return
+        else:
+            finish_job(self.predictor, job, self.folder)
+            if job.error is not None:
+                self.errors.append(job.error)
+                self.monitor.on_error(case, job.error)
+            elif job.result is not None:
+                self.monitor.on_done(case, job.result)
+        self._refresh()
+        self.claims.drop(case.name)
+
+    def _refresh(self) -> None:
+        # A single image that failed leaves nothing behind.
+        if len(self.folder.cases) == 1 and self.errors:
+            return
+        # A disk that is full now may have room at the end; the rows say all that the reports say.
+        with suppress(SparsegError, OSError):
+            self.folder.refresh()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -103,6 +104,21 @@ class CaseResult:
     def total_seconds(self) -> float:
         """Time of the whole case: the parts of the windows count once."""
         return sum(value for name, value in self.seconds.items() if name not in WINDOW_PARTS)
+
+    def speed_row(self) -> dict[str, Any]:
+        """What a report says about the speed dial: tokens per model, and what a deadline led to."""
+        row: dict[str, Any] = {"models": [asdict(kept) for kept in self.tokens]}
+        if self.choice is not None:
+            met = self.total_seconds <= self.choice.deadline
+            row["deadline"] = {
+                "seconds": self.choice.deadline,
+                "predicted_seconds": round(self.choice.predicted, 4),
+                "real_seconds": round(self.total_seconds, 4),
+                "met": met,
+                "setting": "best that fits" if self.choice.fits else "fastest, none fits",
+                "calibrated_dice": round(self.choice.dice, 4),
+            }
+        return row
 
 
 WINDOW_PARTS = ("encode", "assemble", "decode", "stitch")
