@@ -190,7 +190,7 @@ class TestPredictor:
         (tmp_path / "a.nii.gz").write_bytes(b"not read")
         with pytest.raises(VolumeError, match=r"--format nii\.gz") as caught:
             predictor.predict_file(tmp_path / "a.nii.gz", tmp_path / "out" / "a.dcm")
-        assert caught.value.code == "dicom-seg-input"
+        assert caught.value.code == "dicom-out-input"
         assert not (tmp_path / "out").exists()
 
     def test_folder_and_its_zip_give_the_same_labels(self, tmp_path, monkeypatch):
@@ -214,4 +214,9 @@ class TestPredictor:
 
 
 def test_suffixes():
-    assert SUFFIX_OF == {"nii.gz": ".nii.gz", "seg.nrrd": ".seg.nrrd", "dicom-seg": ".dcm"}
+    assert SUFFIX_OF == {
+        "nii.gz": ".nii.gz",
+        "seg.nrrd": ".seg.nrrd",
+        "dicom-seg": ".dcm",
+        "rtstruct": ".dcm",
+    }

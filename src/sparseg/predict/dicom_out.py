@@ -1,4 +1,4 @@
-"""Predicted labels as a DICOM SEG object that belongs to the series they were predicted from."""
+"""Predicted labels as a DICOM object (SEG or RTSTRUCT) of the series they were predicted from."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ from sparseg.errors import VolumeError
 from sparseg.predict.colours import label_colours
 from sparseg.volumes.dicom import series_slices
 from sparseg.volumes.dicom_header import DICOM_FAULTS, SliceHeader, unreadable_header
+from sparseg.volumes.dicom_rtstruct_writer import (
+    SliceReference,
+    StructureSetHeader,
+    make_structure_set,
+    write_structure_set,
+)
 from sparseg.volumes.dicom_seg_writer import SegmentationHeader, make_segmentation, write_segmentation
 
 _SERIES_NUMBER = 1000
-# A SEG object cannot say where it belongs without these.
+_STRUCTURES_SERIES_NUMBER = 1001
+# An object cannot say where it belongs without these.
 _REFERENCES = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -69,7 +76,7 @@ _READ = [
 class SourceSeries:
     """Headers of the series that labels will refer to, in the order of its grid.
 
-    The headers hold the patient's data, as the SEG object must; they are kept in memory, and neither errors
+    The headers hold the patient's data, as the object must; they are kept in memory, and neither errors
     nor reports quote them.
 
     Args:
@@ -84,16 +91,16 @@ class SourceSeries:
     def __init__(self, folder: Path, *, series_uid: str | None = None) -> None:
         if folder.is_file():
             raise VolumeError(
-                "a DICOM SEG output needs a DICOM series as input, which it refers to",
+                "a DICOM output needs a DICOM series as input, which it refers to",
                 received=f"a {''.join(folder.suffixes[-2:]) or 'plain'} file",
                 remedy="give the series folder (or its .zip), or write this input with --format nii.gz",
                 where=folder,
-                code="dicom-seg-input",
+                code="dicom-out-input",
             )
         self.folder = folder
-        slices, affine = series_slices(folder, series_uid=series_uid)
+        slices, self.affine = series_slices(folder, series_uid=series_uid)
         self.frame_order = _frame_order(slices, folder)
-        cosines = _direction_cosines(affine)
+        cosines = _direction_cosines(self.affine)
         self.datasets = [_read_header(item, cosines) for item in slices if item.frame == self.frame_order[0]]
 
     def write(
@@ -132,6 +139,37 @@ class SourceSeries:
         in_file_order = labels if len(self.datasets) > 1 else labels[..., np.argsort(self.frame_order)]
         write_segmentation(path, make_segmentation(self.datasets, in_file_order, names, header, kind=kind))
 
+    def write_structures(self, path: Path, labels: np.ndarray, names: Mapping[int, str]) -> None:
+        """Write labels as one structure set in one step, with the same data of the patient as `write`.
+
+        Args:
+            path: Output file.
+            labels: Ids `[columns, rows, slices]` on the grid of the series.
+            names: Id -> name.
+
+        Raises:
+            LabelError, GeometryError, VolumeError: labels that do not fit, or the disk refuses.
+        """
+        header = StructureSetHeader(
+            software=(f"sparseg {version('sparseg')}",),
+            description="EXPERIMENTAL. Predicted by a network, not reviewed. Not for treatment planning.",
+            series_description="sparseg structures (experimental)",
+            series_number=_STRUCTURES_SERIES_NUMBER,
+            colours=label_colours(names),
+        )
+        slices = self._slice_references()
+        write_structure_set(
+            path, make_structure_set(self.datasets[0], slices, labels, self.affine, names, header)
+        )
+
+    def _slice_references(self) -> list[SliceReference]:
+        if len(self.datasets) == len(self.frame_order):
+            return [SliceReference(item.SOPClassUID, item.SOPInstanceUID) for item in self.datasets]
+        only = self.datasets[0]
+        return [
+            SliceReference(only.SOPClassUID, only.SOPInstanceUID, frame + 1) for frame in self.frame_order
+        ]
+
 
 def _frame_order(slices: Sequence[SliceHeader], folder: Path) -> list[int]:
     """Return the frame that each slice is: all 0 in single-frame files, else those of the one file."""
@@ -140,11 +178,11 @@ def _frame_order(slices: Sequence[SliceHeader], folder: Path) -> list[int]:
     order = [item.frame for item in slices]
     if len({item.path for item in slices}) > 1 or sorted(order) != list(range(slices[0].num_frames)):
         raise VolumeError(
-            "a DICOM SEG output can refer to single-frame images, or to one multi-frame image",
+            "a DICOM output can refer to single-frame images, or to one multi-frame image",
             received=f"{len({item.path for item in slices})} multi-frame files",
             remedy="separate the files, or write this input with --format nii.gz",
             where=folder,
-            code="dicom-seg-multiframe",
+            code="dicom-out-multiframe",
         )
     return order
 
@@ -167,11 +205,11 @@ def _read_header(item: SliceHeader, cosines: list[str]) -> Dataset:
         raise unreadable_header(item.path, error) from error
     if absent:
         raise VolumeError(
-            "the images must have the UIDs that a DICOM SEG output refers to",
+            "the images must have the UIDs that a DICOM output refers to",
             received=f"no {', '.join(absent)}",
             remedy="export the series again with its UIDs, or write this input with --format nii.gz",
             where=item.path,
-            code="dicom-seg-uids",
+            code="dicom-out-uids",
         )
     for keyword in _MAY_BE_EMPTY:
         if keyword not in dataset:

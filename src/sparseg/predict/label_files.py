@@ -14,8 +14,13 @@ from sparseg.errors import ConfigError
 from sparseg.predict.outputs import write_labels
 from sparseg.volumes.archive import is_archive, unpacked
 
-LabelFormat = Literal["nii.gz", "seg.nrrd", "dicom-seg"]
-SUFFIX_OF: dict[LabelFormat, str] = {"nii.gz": ".nii.gz", "seg.nrrd": ".seg.nrrd", "dicom-seg": ".dcm"}
+LabelFormat = Literal["nii.gz", "seg.nrrd", "dicom-seg", "rtstruct"]
+SUFFIX_OF: dict[LabelFormat, str] = {
+    "nii.gz": ".nii.gz",
+    "seg.nrrd": ".seg.nrrd",
+    "dicom-seg": ".dcm",
+    "rtstruct": ".dcm",
+}
 
 LabelWriter = Callable[[Path, np.ndarray, np.ndarray, Mapping[int, str]], None]
 """Takes the output, ids `[H0, W0, D0]` on the image's grid, the grid's affine, and id -> name."""
@@ -26,8 +31,8 @@ class LabelFiles:
     """How labels are written.
 
     Attributes:
-        format: Kind of file: NIfTI, a segmentation of 3D Slicer, or one DICOM SEG object that refers to the
-            input series.
+        format: Kind of file: NIfTI, a segmentation of 3D Slicer, or one DICOM object that refers to the input
+            series: SEG, or the contours of an RTSTRUCT (experimental).
         labelmap: DICOM SEG of type LABELMAP, which few programs read yet, instead of BINARY.
 
     Raises:
@@ -53,15 +58,17 @@ class LabelFiles:
             series_uid: SeriesInstanceUID to take from a folder that holds several.
 
         Raises:
-            VolumeError, GeometryError: a DICOM SEG output is wanted, and the image is not a DICOM series that
+            VolumeError, GeometryError: a DICOM output is wanted, and the image is not a DICOM series that
                 it could refer to.
         """
-        if self.format != "dicom-seg":
+        if self.format not in ("dicom-seg", "rtstruct"):
             return write_labels  # the suffix tells it which
         # The DICOM libraries cost most of a second, which other formats should not pay for.
         from sparseg.predict.dicom_out import SourceSeries
 
         series = SourceSeries(source, series_uid=series_uid)
+        if self.format == "rtstruct":
+            return lambda path, labels, _, names: series.write_structures(path, labels, names)
         kind: Literal["BINARY", "LABELMAP"] = "LABELMAP" if self.labelmap else "BINARY"
         return lambda path, labels, _, names: series.write(path, labels, names, kind=kind)
 
