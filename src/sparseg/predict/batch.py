@@ -12,9 +12,8 @@ from typing import Protocol
 from sparseg.errors import SparsegError
 from sparseg.predict.case import CaseResult
 from sparseg.predict.claims import Claims, this_process
-from sparseg.predict.fingerprints import input_sha256
 from sparseg.predict.inputs import PredictionCase
-from sparseg.predict.job import Job, Progress, file_error, finish_job, load_job, run_job
+from sparseg.predict.job import Job, Progress, file_error, finish_job, input_hash, load_job, run_job
 from sparseg.predict.pipeline import run_steps
 from sparseg.predict.predictor import Predictor
 from sparseg.predict.rows import Row
@@ -83,7 +82,7 @@ def predict_cases(
     try:
         folder.make()
         with Claims(folder.rows, this_process(mode, folder.key.settings_sha256)) as claims:
-            claims.enter_run()
+            claims.enter_run(when_alone=folder.sweep)
             if not resume:
                 folder.start_over(mine)
             batch = _Batch(predictor, folder, claims, monitor, resume=resume)
@@ -147,9 +146,8 @@ class _Batch:
         try:
             if not self.claims.take(case.name):
                 return task
-            sha256 = None
-            if self.resume:
-                sha256 = input_sha256(case)
+            sha256 = input_hash(case) if self.resume else None
+            if sha256 is not None:
                 why = self.folder.why_redo(case, sha256)
                 if why is None:
                     task.reused = self.folder.row_of(case)
@@ -163,7 +161,7 @@ class _Batch:
         return task
 
     def _run(self, task: _Task) -> _Task:
-        if task.job is not None:
+        if task.job is not None and task.job.error is None:
             if task.why:
                 self.monitor.on_redo(task.case, task.why)
             task.job = run_job(self.predictor, task.job, self.monitor.on_start(task.case))

@@ -26,11 +26,15 @@ class PredictSettings:
             doubles the time; only for models trained with such flips.
         keep_empty: Run windows of pure background, too; see `empty_rule` for what that can change.
         max_bytes: Memory for the sums of the logits; larger ones lie in a temporary file. None: no limit.
+        sums_device: Where the sums of the logits lie: the CPU, or the device if it has room for them.
+        finish_slab: Planes of the original grid that are decided at a time.
         previews: Keep small volumes of image, labels, tokens and confidence for the report.
         keep_ratios: Share of the tokens that stays at a pruning stage, one for all stages or one per stage;
             None takes what the model was built with.
         deadline: Seconds for a case from file to file; per case the keep ratio of best Dice that fits is
             taken from the model's own curve (`sparseg calibrate`), the fastest where none fits.
+        overlap_cases: While the network works on a case, read the next one and finish the one before; off
+            holds one case in memory at a time.
     """
 
     overlap: float | None = None
@@ -42,6 +46,9 @@ class PredictSettings:
     mirror: tuple[Mirror, ...] = ()
     keep_empty: bool = False
     max_bytes: int | None = None
+    sums_device: str = "cpu"
+    finish_slab: int = 16
     previews: bool = False
     keep_ratios: Ratios = None
     deadline: float | None = None
+    overlap_cases: bool = True
