@@ -140,3 +140,16 @@ def test_regions_are_decided_on_the_original_grid_too():
     assert np.all(full.abs().amin(dim=0).numpy()[differs] <= 1e-5)
     assert differs.mean() < 1e-3
     assert crop_box(record) != tuple(slice(0, n) for n in record.reoriented_shape)
+
+
+def test_who_watches_sees_every_slab_once_and_where_it_lies():
+    logits = random_logits(make_record("aligned", "finer"), 2)
+    positions = [np.arange(n, dtype=float) for n in logits.shape[1:]]
+    seen = torch.full_like(logits, torch.nan)
+
+    def note(first, values):
+        assert bool(seen[:, first : first + values.shape[1]].isnan().all())
+        seen[:, first : first + values.shape[1]] = values
+
+    finish_labels(logits, positions, lambda values: values.argmax(dim=0), slab=5, on_slab=note)
+    torch.testing.assert_close(seen, logits, rtol=0, atol=0)

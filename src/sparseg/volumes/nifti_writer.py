@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -106,7 +106,7 @@ def _write(path: Path, array: np.ndarray, affine: np.ndarray, extension: bytes) 
             code="nifti-bad-dim",
         )
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    head = _head(array, affine, extension, path)
+    head = make_head(array.dtype, array.shape, affine, extension, path)
     compressed = path.suffix.lower() == ".gz"
     write_atomically(
         path,
@@ -115,13 +115,25 @@ def _write(path: Path, array: np.ndarray, affine: np.ndarray, extension: bytes) 
     )
 
 
-def _head(array: np.ndarray, affine: np.ndarray, extension: bytes, path: Path) -> bytes:
-    """Return everything before the voxels."""
+def make_head(
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    extension: bytes,
+    path: Path,
+    *,
+    slope: float = 1.0,
+) -> bytes:
+    """Return everything before the voxels: header, and a comment extension unless it is empty.
+
+    Raises:
+        GeometryError: an affine that float32 cannot hold.
+    """
     header = nib.Nifti1Header(endianness="<")
-    header.set_data_dtype(array.dtype)
-    header.set_data_shape(array.shape)
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
     header.set_xyzt_units("mm")
-    header.set_slope_inter(1, 0)
+    header.set_slope_inter(slope, 0)
     header.set_sform(affine, code=1)
     if is_orthogonal(affine):
         header.set_qform(affine, code=1)

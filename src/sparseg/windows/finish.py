@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Mask = Callable[[Tensor], Tensor]
+# Width of the pieces of a slab along the second axis: 14 classes of 16 x 32 x 160 voxels still fit a cache.
+_TILE = 32
 
 
 def finish_labels(
@@ -14,47 +19,39 @@ def finish_labels(
     positions: Sequence[np.ndarray],
     decide: Callable[[Tensor], Tensor],
     *,
+    background: Mask | None = None,
     slab: int = 16,
-    dtype: type[np.uint8] | type[np.uint16] = np.uint8,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Interpolate logits linearly at separable positions and decide, slab by slab along the first axis.
+    """Interpolate logits linearly at separable positions and decide, box by box in slabs of the first axis.
 
     Along the first axis a slab lies in one piece per channel, so logits in a file are read once from end to
-    end. It is also the fastest: 1.2 s against 2.0 s along the last axis (14 classes, 160 x 150 x 80 voxels to
-    300 x 280 x 80, one thread).
+    end. Boxes that only sure background reaches are not interpolated: they are 0.
 
     Args:
         logits: `[K, H, W, D]` float32 on the model grid.
-        positions: For each axis, the model index (fractional) of every voxel of the target grid; positions
-            outside the grid take its border value.
-        decide: Logits `[K, s, W', D']` -> ids `[s, W', D']`.
-        slab: Target slices per step; bounds the memory at K x slab x W' x D' floats.
-        dtype: Type of the ids; must hold the largest.
+        positions: For each axis, the model index (fractional) of every voxel of the target grid, ascending;
+            positions outside the grid take its border value.
+        decide: Logits `[K, s, w, d]` -> ids `[s, w, d]`.
+        background: Logits `[K, s, W, D]` -> bool `[s, W, D]`, where the decision is surely 0 whatever is
+            interpolated between such voxels; see `make_background_test`. None decides every voxel.
+        slab: Target slices per step; bounds the memory at about K x slab x 32 x D' floats.
+        out: Zeros `[H', W', D']` of an integer type to write into, of any memory layout; None makes uint8.
 
     Returns:
-        Ids `[H', W', D']` of `dtype`.
+        Ids `[H', W', D']`: `out`, or the array made instead.
     """
-    size = tuple(len(axis) for axis in positions)
-    labels = np.empty(size, dtype=dtype)
-    for first in range(0, size[0], slab):
-        part = slice(first, min(first + slab, size[0]))
-        # The first axis first: it shrinks to the slab, so the other two work on little data.
-        values = _interpolate(logits, 1, positions[0][part])
-        values = _interpolate(_interpolate(values, 2, positions[1]), 3, positions[2])
-        labels[part] = decide(values).numpy().astype(dtype)
-    return labels
-
-
-def _interpolate(values: Tensor, axis: int, positions: np.ndarray) -> Tensor:
-    last = values.shape[axis] - 1
-    where = np.clip(positions, 0, last)
-    lower = np.floor(where)
-    if np.array_equal(where, np.arange(where[0], where[0] + len(where))) and where[0] == lower[0]:
-        # An axis that was not resampled keeps its very values; a slab of it is a view.
-        return values.narrow(axis, int(where[0]), len(where))
-    share = torch.from_numpy(where - lower).float()
-    low = torch.from_numpy(lower.astype(np.int64))
-    high = (low + 1).clamp_max(last)
-    shape = [1] * values.ndim
-    shape[axis] = len(where)
-    return torch.lerp(values.index_select(axis, low), values.index_select(axis, high), share.reshape(shape))
+    axes = [_Axis.at(where, size) for where, size in zip(positions, logits.shape[1:], strict=True)]
+    if out is None:
+        out = np.zeros([len(where) for where in positions], dtype=np.uint8)
+    for first in range(0, len(positions[0]), slab):
+        rows = slice(first, min(first + slab, len(positions[0])))
+        for box in _boxes(logits, axes, rows, background):
+            values = logits
+            # The first axis first: it shrinks to the slab, so the other two work on little data.
+            for number, (axis, part) in enumerate(zip(axes, box, strict=True), start=1):
+                rest = [axes[other].reach(box[other]) for other in range(number, 3)] if number == 1 else []
+                values = values[(slice(None), slice(None), *rest)] if rest else values
+                values = _interpolate(values, number, axis, part, cut=number > 1)
+            out[box] = decide(values).numpy()
+    return out
