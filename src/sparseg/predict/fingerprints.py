@@ -26,17 +26,6 @@ WITHOUT_INFLUENCE = frozenset(
         "sums_device",
     }
 )
-    {
-        "batch_size",
-        "device",
-        "finish_slab",
-        "max_bytes",
-        "overlap",
-        "overlap_cases",
-        "previews",
-        "sums_device",
-    }
-)
 
 
 @dataclass(frozen=True)
