@@ -43,7 +43,7 @@ def read_dicom_series(
         raise _refuse(
             f"a series must have at most {max_voxels} voxels",
             f"{columns}x{rows}x{len(ordered)}",
-            "raise max_voxels if it is really that large",
+            "raise --max-voxels (argument max_voxels) if it is really that large",
             where,
             "dicom-too-large",
         )

@@ -63,7 +63,7 @@ def read_itk(
             "x".join(str(size) for size in spatial_shape(header)),
             path,
             "too-large",
-            "raise max_voxels if it is really that large",
+            "raise --max-voxels (argument max_voxels) if it is really that large",
         )
     affine = _affine(header, assume_orientation, path)
     stored = _read_numbers(header)

@@ -258,7 +258,7 @@ def _check_dim(dim: tuple[int, ...], max_voxels: int, where: str) -> tuple[int, 
         raise VolumeError(
             f"an image must have at most {max_voxels} voxels",
             received=f"{prod(sizes)} voxels {sizes}",
-            remedy="raise max_voxels if the file is really that large",
+            remedy="raise --max-voxels (argument max_voxels) if the file is really that large",
             where=where,
             code="nifti-too-large",
         )
