@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from sparseg.errors import ConfigError
+from sparseg.predict.maps import MapKind
 from sparseg.predict.outputs import write_labels
 from sparseg.volumes.archive import is_archive, unpacked
 
@@ -28,12 +29,13 @@ LabelWriter = Callable[[Path, np.ndarray, np.ndarray, Mapping[int, str]], None]
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """How labels are written.
+    """How labels, and maps beside them, are written.
 
     Attributes:
         format: Kind of file: NIfTI, a segmentation of 3D Slicer, or one DICOM object that refers to the input
             series: SEG, or the contours of an RTSTRUCT (experimental).
         labelmap: DICOM SEG of type LABELMAP, which few programs read yet, instead of BINARY.
+        maps: Maps to write beside the labels as NIfTI: probabilities of all classes, or uncertainty.
 
     Raises:
         ConfigError: LABELMAP for a format that is not DICOM SEG.
@@ -41,6 +43,7 @@ class LabelFiles:
 
     format: LabelFormat = "nii.gz"
     labelmap: bool = False
+    maps: tuple[MapKind, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labelmap and self.format != "dicom-seg":
