@@ -15,6 +15,7 @@ from sparseg.predict.preview import Preview
 from sparseg.predict.ratios import Ratios
 from sparseg.predict.statistics import LabelStatistics
 from sparseg.preprocessing.pipeline import Prepared
+from sparseg.windows.storage import Storage
 
 
 @dataclass
@@ -62,6 +63,7 @@ class WindowResult:
             at stage s, one more than the number of stages kept to the end. None if nobody asked.
         tokens: What each model kept.
         choice: What a deadline led to; None without one.
+        storage: What made the logits, where they may lie in a file; whoever reads them says so to it.
     """
 
     logits: Tensor
@@ -71,6 +73,7 @@ class WindowResult:
     depth: np.ndarray | None = None
     tokens: tuple[TokensKept, ...] = ()
     choice: SpeedChoice | None = None
+    storage: Storage = field(default_factory=Storage)
 
 
 @dataclass
@@ -86,6 +89,7 @@ class CaseResult:
         statistics: All numbers of each label, background excepted, by name.
         cleanup: What clean-up changed; None if none was asked for.
         previews: Small volumes for the report, by name; empty unless asked for.
+        maps: Files of probabilities and uncertainty by kind, relative to the folder of the labels.
         tokens: What each model kept.
         choice: What a deadline led to; None without one.
     """
@@ -97,6 +101,7 @@ class CaseResult:
     statistics: dict[str, LabelStatistics] = field(default_factory=dict)
     cleanup: CleanupReport | None = None
     previews: dict[str, Preview] = field(default_factory=dict)
+    maps: dict[str, str] = field(default_factory=dict)
     tokens: tuple[TokensKept, ...] = ()
     choice: SpeedChoice | None = None
 

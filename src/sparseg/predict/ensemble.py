@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from sparseg.predict.predictor import Predictor
 from sparseg.predict.ratios import Ratios
 from sparseg.predict.settings import PredictSettings
 from sparseg.volumes.volume import Volume
+from sparseg.windows.storage import Storage
 
 _FOLD = re.compile(r"fold_(\d+)")
-_SLAB = 16
+_SLAB = 4
+_FLOAT_BYTES = 4
 _NOTHING = torch.empty(0)  # what is left of a model's logits once they are in the mean
 
 
@@ -61,7 +63,8 @@ class Ensemble(Predictor):
         They are held twice, however many models there are: the sum, and those of the model at work.
         """
         total = self.num_windows(image)
-        mean = MeanProbabilities(regions=bool(self.card.regions))
+        storage = Storage(self.settings.max_bytes)
+        mean = MeanProbabilities(regions=bool(self.card.regions), storage=storage)
         results: list[WindowResult] = []
         for number, member in enumerate(self._members):
             before = sum(result.num_windows for result in results)
@@ -70,8 +73,9 @@ class Ensemble(Predictor):
                 on_progress=_after(before, total, on_progress),
                 keep_ratios=None if keep_ratios is None else keep_ratios[number : number + 1],
             )
-            mean.add(result.logits)
+            mean.add(result.logits, result.storage)
             results.append(replace(result, logits=_NOTHING))
+            del result  # and with it, before the next model runs, the logits
         seconds: Counter[str] = Counter()
         for result in results:
             seconds.update(result.part_seconds)
@@ -82,6 +86,7 @@ class Ensemble(Predictor):
             dict(seconds),
             results[0].depth,
             tuple(kept for result in results for kept in result.tokens),
+            storage=storage,
         )
 
     def count_windows(self, image: Volume) -> tuple[int, int]:
@@ -95,30 +100,42 @@ class MeanProbabilities:
 
     Args:
         regions: One sigmoid per channel; otherwise a softmax over the channels.
+        storage: Makes the sums; None makes them in memory.
     """
 
-    def __init__(self, *, regions: bool) -> None:
+    def __init__(self, *, regions: bool, storage: Storage | None = None) -> None:
         self.regions = regions
+        self._storage = storage or Storage()
         self.count = 0
         self._sums: list[Tensor] = []
 
-    def add(self, logits: Tensor) -> None:
-        """Take in the logits `[K, H, W, D]` of one model; they may be overwritten."""
+    def add(self, logits: Tensor, storage: Storage | None = None) -> None:
+        """Take in the logits `[K, H, W, D]` of one model, made by `storage`; they may be overwritten."""
         self.count += 1
         if self.count == 1:
-            self._sums = [torch.empty_like(logits) for _ in range(2 if self.regions else 1)]
-        # Slab by slab, so that the logarithms never exist for the whole volume.
-        for start in range(0, logits.shape[-1], _SLAB):
-            part = slice(start, start + _SLAB)
-            for sums, value in zip(self._sums, self._logarithms(logits[..., part]), strict=True):
-                sums[..., part] = value if self.count == 1 else torch.logaddexp(sums[..., part], value)
+            self._sums = [self._storage.zeros(logits.shape) for _ in range(2 if self.regions else 1)]
+        # Slab by slab, so that the logarithms never exist for the whole volume; along the first axis, where a
+        # slab in a file lies in one piece per channel.
+        for part in self._slabs(logits):
+            if storage is not None:
+                storage.touch(_FLOAT_BYTES * logits[:, part].numel())
+            for sums, value in zip(self._sums, self._logarithms(logits[:, part]), strict=True):
+                sums[:, part] = value if self.count == 1 else torch.logaddexp(sums[:, part], value)
 
     def logits(self) -> Tensor:
         """Logits `[K, H, W, D]` whose softmax, or sigmoid for regions, is the mean of the probabilities."""
         if not self.regions:
             return self._sums[0]  # the number of models is the same for all classes and changes no softmax
         present, absent = self._sums
-        return present.sub_(absent)
+        for part in self._slabs(present):
+            present[:, part].sub_(absent[:, part])
+        return present
+
+    def _slabs(self, logits: Tensor) -> Iterator[slice]:
+        for start in range(0, logits.shape[1], _SLAB):
+            part = slice(start, start + _SLAB)
+            self._storage.touch(_FLOAT_BYTES * len(self._sums) * logits[:, part].numel())
+            yield part
 
     def _logarithms(self, logits: Tensor) -> tuple[Tensor, ...]:
         if self.regions:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparseg.volumes.nifti_writer import write_label_map
 from sparseg.volumes.volume import Volume
+from sparseg.windows.storage import Storage
 
 MAX_EDGE = 192
 NAMES = ("image", "labels", "tokens", "confidence")
@@ -76,19 +77,28 @@ def token_preview(depth: np.ndarray, model_affine: np.ndarray, patch: tuple[int,
     return Preview(depth, affine)
 
 
-def confidence_preview(logits: Tensor, model_affine: np.ndarray, *, regions: bool) -> Preview:
-    """Probability of the decision, 0 to 255: the largest of the softmax, or of the least sure region."""
-    steps = strides_of(tuple(logits.shape[1:]))
-    a, b, c = steps
-    some = logits[:, ::a, ::b, ::c]
-    if regions:
-        chance = some.sigmoid()
-        sure = torch.maximum(chance, 1 - chance).amin(dim=0)
-    else:
-        sure = some.softmax(dim=0).amax(dim=0)
+def confidence_preview(
+    logits: Tensor, model_affine: np.ndarray, *, regions: bool, storage: Storage | None = None
+) -> Preview:
+    """Probability of the decision, 0 to 255: the largest of the softmax, or of the least sure region.
+
+    Plane by plane, since all logits of even a thinned volume would take more memory than the volume itself.
+    """
+    a, b, c = steps = strides_of(tuple(logits.shape[1:]))
+    planes = []
+    for i in range(0, logits.shape[1], a):
+        if storage is not None:
+            storage.touch(logits[:, 0].numel() * logits.element_size())
+        some = logits[:, i, ::b, ::c]
+        if regions:
+            chance = some.sigmoid()
+            sure = torch.maximum(chance, 1 - chance).amin(dim=0)
+        else:
+            sure = some.softmax(dim=0).amax(dim=0)
+        planes.append((sure * 255).round().to(torch.uint8))
     affine = np.array(model_affine, dtype=np.float64)
     affine[:3, :3] *= np.asarray(steps)
-    return Preview((sure * 255).round().to(torch.uint8).numpy(), affine)
+    return Preview(torch.stack(planes).numpy(), affine)
 
 
 def write_previews(folder: Path, previews: Mapping[str, Preview]) -> dict[str, str]:

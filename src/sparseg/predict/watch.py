@@ -58,6 +58,10 @@ class NetworkWatch:
         if self._map is not None and encoded is not None:
             self._map.add(starts, [group.indices.cpu().numpy() for group in encoded.stages])
 
+    def forget(self) -> None:
+        """Drop what a call of the network left that failed and is repeated."""
+        self._last = None
+
     @property
     def depth(self) -> np.ndarray | None:
         """Map of `WindowResult.depth`, or None if none was asked for."""

@@ -6,7 +6,7 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -61,6 +61,17 @@ class Storage:
         if self._maps and self._touched > (self.max_bytes or 0):
             self.release()
             self._touched = num_bytes
+
+    def touching(self, step: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Wrap a function that is called with one part after the other of a tensor made here."""
+        if not self._maps:
+            return step
+
+        def touched(values: Tensor) -> Tensor:
+            self.touch(values.numel() * values.element_size())
+            return step(values)
+
+        return touched
 
     def release(self) -> None:
         """Give all mapped pages back to the system: what lies in a file need not stay in memory."""
