@@ -143,13 +143,19 @@ class NaiveSparse(nn.Module):
 
     def __init__(self, net: SparseUNETR) -> None:
         super().__init__()
-        if net.assembler is None or not net.config.class_token:
+        config = net.config
+        if (
+            not isinstance(net.assembler, TokenAssembler)
+            or not config.class_token
+            or config.scoring != "predictor"
+        ):
             raise ConfigError(
-                "the plain implementation needs pruning stages and a class token",
-                received=f"pruning_stages={net.config.pruning_stages}, class_token={net.config.class_token}",
+                "the plain implementation needs pruning stages, a predictor, assembly and a class token",
+                received=f"pruning_stages={config.pruning_stages}, scoring={config.scoring}, "
+                f"completion={config.completion}, class_token={config.class_token}",
                 remedy="choose a sparse preset",
             )
-        self.config: SegmenterConfig = net.config
+        self.config: SegmenterConfig = config
         self.assembler: TokenAssembler = net.assembler
         self.decoder = net.decoder
         self.encoder = NaiveEncoder(net.encoder)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from sparseg.layers.attention import Attention
+
+# (x, q, k) behind the attention -> the tokens `[B, m, E]` that go on, and whatever else is to be handed back.
+Between = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
 
 class DropPath(nn.Module):
@@ -67,8 +72,25 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, n, E] -> [B, n, E]."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        bias: Tensor | None = None,
+        keep: Tensor | None = None,
+        between: Between | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """[B, n, E] -> [B, n, E].
+
+        Args:
+            x: Tokens.
+            bias: `[B, n]` added to the products with each key, or None.
+            keep: `[B, n]`, 0 or 1, tokens that others attend to, or None.
+            between: Called between attention and MLP; the result is then a tuple, tokens first. It belongs
+                in here because the hooks that share out or compile a block act on its call.
+        """
+        out, q, k = self.attn.attend(self.norm1(x), bias, keep)
+        x = x + self.drop_path(out)
+        x, *others = (x,) if between is None else between(x, q, k)
         result: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
-        return result
+        return result if between is None else (result, *others)

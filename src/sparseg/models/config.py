@@ -8,7 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from sparseg.config import Config
 from sparseg.shapes import Triple, as_triple, token_grid
+from sparseg.tokens.complete import FORGETFUL, Completion
 from sparseg.tokens.score import ScoreTransform
+from sparseg.tokens.scoring import Scoring
 from sparseg.tokens.select import CountRule, SoftTopK
 
 
@@ -28,18 +30,27 @@ class SegmenterConfig(Config):
         num_heads: Attention heads.
         feature_size: Width of the decoder's finest level.
         pruning_stages: Zero-based blocks before which tokens are pruned; empty for a dense model.
-        keep_ratio: Share of the tokens entering a stage that leave it, one for all stages or one per stage.
+        keep_ratio: Share of the tokens entering a stage that leave it, one for all stages or one per stage;
+            with `merging` one for all blocks, at least 0.5.
         num_keep: Absolute counts per stage instead of ratios.
+        scoring: What scores the tokens: a learned `predictor` (the paper); `random`; `stride`, every n-th;
+            `intensity` or `entropy` of the image patch; `class_attention` (EViT); `gates` (DynamicViT).
+        pruned_tokens: `remember` them for the completion, or `fuse` them into one token that goes on with the
+            survivors (EViT) and forget them.
+        completion: How the grid is completed: token `assembly` (the paper), `mask_token` and blocks (MAE),
+            `last_layer` fusion, or a copy of the `nearest` survivor.
+        merging: `none`, or `tome`: every block merges alike tokens, and none is pruned.
+        num_merge: Tokens that each block merges away, in place of `keep_ratio`.
         mlp_ratio: Hidden width of the MLPs over E.
         qkv_bias: Bias of the attention projections.
         class_token: Whether a class token runs along (never scored, never pruned).
         norm_eps: Epsilon of the encoder's and assembler's LayerNorms.
         drop_path: Stochastic depth rate of the last block; rises linearly from 0.
-        assembly_depth: Completion blocks over the full grid.
+        assembly_depth: Completion blocks over the full grid (`assembly`, `mask_token`).
         assembly_dim: Their width; None takes E.
         assembly_num_heads: Their heads; None takes those of the encoder.
-        skips: `per_depth` gives each decoder level the grid as it stood at its depth; `shared` gives all the
-            completed grid (published).
+        skips: `per_depth` gives each decoder level the grid as it stood at its depth, pruned places filled as
+            `completion` fills them; `shared` gives all the completed grid (published).
         score_transform: Scale of the scores: `standardize`, `log_sigmoid` (published) or `none`.
         soft_topk: Gradient of the selection: `budget_exact` or `gumbel_softmax` (published).
         temperature: Temperature of the soft top-k, in units of the transformed scores.
@@ -61,6 +72,11 @@ class SegmenterConfig(Config):
     pruning_stages: tuple[int, ...] = (3, 6, 9)
     keep_ratio: tuple[float, ...] | float = 0.1
     num_keep: tuple[int, ...] | None = None
+    scoring: Scoring = "predictor"
+    pruned_tokens: Literal["remember", "fuse"] = "remember"
+    completion: Completion = "assembly"
+    merging: Literal["none", "tome"] = "none"
+    num_merge: int | None = Field(default=None, ge=1)
 
     mlp_ratio: float = Field(default=4.0, gt=0)
     qkv_bias: bool = True
@@ -127,6 +143,39 @@ class SegmenterConfig(Config):
                 f"embed_dim must be a multiple of 4 where tokens are scored, got {self.embed_dim}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _ways_go_together(self) -> Self:
+        if self.merging != "none":
+            self._check_merging()
+        elif self.num_merge is not None:
+            raise ValueError(f"num_merge needs merging: tome, got {self.num_merge} without")
+        if self.pruned_tokens == "fuse" and self.scoring != "class_attention":
+            raise ValueError(
+                f"pruned_tokens: fuse weighs by the attention of scoring class_attention, got {self.scoring}"
+            )
+        if self.pruned_tokens == "fuse" and self.completion not in FORGETFUL:
+            raise ValueError(
+                f"pruned_tokens: fuse forgets the tokens, so completion must be one of "
+                f"{', '.join(FORGETFUL)}, got {self.completion}"
+            )
+        if self.scoring == "class_attention" and self.pruning_stages:
+            if not self.class_token:
+                raise ValueError("scoring class_attention needs class_token: true")
+            if 0 in self.pruning_stages:
+                raise ValueError(
+                    "scoring class_attention needs a block before each pruning stage, got stage 0"
+                )
+        return self
+
+    def _check_merging(self) -> None:
+        if self.pruning_stages:
+            raise ValueError(f"merging needs pruning_stages to be empty, got {self.pruning_stages}")
+        if self.num_merge is None and (isinstance(self.keep_ratio, tuple) or self.keep_ratio < 0.5):
+            raise ValueError(
+                "merging needs one keep_ratio for all blocks, at least 0.5 as a block can merge half of its "
+                f"tokens, got {self.keep_ratio}"
+            )
 
     @property
     def grid(self) -> Triple:

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sparseg.errors import ConfigError, ShapeError
+from sparseg.errors import ShapeError
 from sparseg.layers.block import Block
 from sparseg.layers.position import resize_position, sine_cosine_position
-from sparseg.layers.recompute import run_part
 from sparseg.models.config import SegmenterConfig
+from sparseg.models.counts import token_counts
+from sparseg.models.sequence import TokenSequence, run_block, run_merging_block
 from sparseg.shapes import token_grid
 from sparseg.tokens.assemble import assemble_grid
 from sparseg.tokens.embed import PatchEmbed
+from sparseg.tokens.fuse import fuse_pruned
+from sparseg.tokens.merge import unmerge_tokens, unmerged
 from sparseg.tokens.prune import TokenPruning, full_grid
-from sparseg.tokens.select import num_keep
-from sparseg.tokens.stages import Selection, StageScores, StageTokens
+from sparseg.tokens.stages import Selection, StageContext, StageScores, StageTokens
+
+# Groups of tokens that are present or left earlier -> the grid `[B, L, E]` of a skip.
+PlaceSkip = Callable[[Sequence[StageTokens]], Tensor]
 
 
 class EncoderOutput(NamedTuple):
     """What the encoder hands on.
 
     Attributes:
-        stages: Pruned groups in stage order, then the survivors, all *before* any final norm.
+        stages: Pruned groups in stage order, then the survivors, all *before* any final norm. With merging
+            one group of all patches, each with the value of the token it is part of.
         class_token: `[B, 1, E]` or None, before the final norm.
-        skips: The grid `[B, L, E]` as it stood after each skip block, tokens pruned earlier with the value
-            they left with; empty where skips are shared.
+        skips: The grid `[B, L, E]` as it stood after each skip block; empty where skips are shared.
         decisions: What each pruning stage decided.
     """
 
@@ -73,6 +80,7 @@ class SparseEncoder(nn.Module):
         self.prunings = nn.ModuleList(
             TokenPruning(
                 dim,
+                scoring=config.scoring,
                 score_transform=config.score_transform,
                 soft_topk=config.soft_topk,
                 temperature=config.temperature,
@@ -83,74 +91,82 @@ class SparseEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
 
     def token_counts(self, length: int, keep_ratios: tuple[float, ...] | None = None) -> list[int]:
-        """Patch tokens present from the start and after each pruning stage, for a grid of `length` tokens.
+        """See `sparseg.models.counts.token_counts`."""
+        return token_counts(self.config, length, keep_ratios)
+
+    def forward(
+        self, image: Tensor, selection: Selection | None = None, place_skip: PlaceSkip = assemble_grid
+    ) -> EncoderOutput:
+        """[B, C, H, W, D] -> groups of tokens. Edges must be multiples of the patch edges.
 
         Args:
-            length: L.
-            keep_ratios: One per stage in place of the model's ratios or counts.
-
-        Raises:
-            ConfigError: an absolute count above the number of tokens present, or not one ratio per stage.
+            image: Windows.
+            selection: Settings of this call.
+            place_skip: Makes the grid of a skip; by default tokens pruned earlier stand with the value they
+                left with.
         """
-        config, counts = self.config, [length]
-        if keep_ratios is not None and len(keep_ratios) != len(config.pruning_stages):
-            raise ConfigError(
-                f"a selection must have one keep ratio per pruning stage ({len(config.pruning_stages)})",
-                received=keep_ratios,
-                remedy="give as many, or None for those of the model",
-                where="selection.keep_ratios",
-            )
-        for stage, ratio in enumerate(keep_ratios or config.keep_ratios):
-            if config.num_keep is None or keep_ratios is not None:
-                count = num_keep(counts[-1], ratio, config.count_rule)
-            else:
-                count = config.num_keep[stage]
-            if count > counts[-1]:
-                raise ConfigError(
-                    f"stage {stage} can keep at most the {counts[-1]} tokens that reach it",
-                    received=count,
-                    remedy="lower num_keep or use keep_ratio",
-                    where="num_keep",
-                )
-            counts.append(count)
-        return counts
-
-    def forward(self, image: Tensor, selection: Selection | None = None) -> EncoderOutput:
-        """[B, C, H, W, D] -> groups of tokens. Edges must be multiples of the patch edges."""
         config, selection = self.config, selection or Selection()
-        present, class_token = self._embed(image)
-        _check_protected(selection, present.indices)
-        counts = self.token_counts(present.indices.shape[1], selection.keep_ratios)
+        sequence = self._embed(image)
+        _check_protected(selection, sequence.present.indices)
+        counts = self.token_counts(sequence.present.indices.shape[1], selection.keep_ratios)
+        if config.merging != "none":
+            return self._forward_merging(sequence, counts)
         pruned_groups: list[StageTokens] = []
         skips: list[Tensor] = []
         decisions: list[StageScores] = []
         for number, block in enumerate(self.blocks):
             if number in config.pruning_stages:
                 stage = len(pruned_groups)
-                present, pruned, decision = self.prunings[stage](present, counts[stage + 1], selection)
+                context = StageContext(image, config.patch_size, stage, sequence.attention)
+                present, pruned, decision = self.prunings[stage](
+                    sequence.present, counts[stage + 1], selection, context
+                )
+                if config.pruned_tokens == "fuse":
+                    fused = fuse_pruned(pruned, decision, sequence.fused, sequence.fused_attention)
+                    sequence = sequence._replace(fused=fused)
+                sequence = sequence._replace(present=present)
                 pruned_groups.append(pruned)
                 decisions.append(decision)
-            present, class_token = _run_block(block, present, class_token, recompute=self.recompute)
+            sequence = run_block(
+                block, sequence, recompute=self.recompute, wants_attention=self._wants_attention(number)
+            )
             if config.skips == "per_depth":
                 taken = config.skip_blocks.count(number)  # shallow models may tap one block more than once
-                skips += [assemble_grid([*pruned_groups, present])] * taken
-        return EncoderOutput([*pruned_groups, present], class_token, skips, decisions)
+                skips += [place_skip([*pruned_groups, sequence.present])] * taken if taken else []
+        return EncoderOutput([*pruned_groups, sequence.present], sequence.class_token, skips, decisions)
+
+    def _forward_merging(self, sequence: TokenSequence, counts: list[int]) -> EncoderOutput:
+        """Every block merges some tokens away; skips and result give each patch a copy of its token."""
+        config, skips = self.config, []
+        present, class_token = unmerged(sequence.present.tokens), sequence.class_token
+        for number, (block, (before, after)) in enumerate(zip(self.blocks, pairwise(counts), strict=True)):
+            present, class_token = run_merging_block(
+                block, present, class_token, before - after, recompute=self.recompute
+            )
+            if config.skips == "per_depth" and number in config.skip_blocks:
+                skips += [unmerge_tokens(present)] * config.skip_blocks.count(number)
+        survivors = StageTokens(unmerge_tokens(present), sequence.present.indices)
+        return EncoderOutput([survivors], class_token, skips, [])
+
+    def _wants_attention(self, block: int) -> bool:
+        return self.config.scoring == "class_attention" and block + 1 in self.config.pruning_stages
 
     def normed_survivors(self, output: EncoderOutput) -> tuple[StageTokens, Tensor | None]:
         """The survivors and the class token after the final LayerNorm."""
         survivors = output.stages[-1]
         class_token = None if output.class_token is None else self.norm(output.class_token)
-        return StageTokens(self.norm(survivors.tokens), survivors.indices), class_token
+        normed = StageTokens(self.norm(survivors.tokens), survivors.indices, weight=survivors.weight)
+        return normed, class_token
 
-    def _embed(self, image: Tensor) -> tuple[StageTokens, Tensor | None]:
+    def _embed(self, image: Tensor) -> TokenSequence:
         grid = token_grid(image.shape[2:], self.config.patch_size)
         offset = 0 if self.cls_token is None else 1
         position = resize_position(self.pos_embed[:, offset:], self.config.grid, grid)
         present = full_grid(self.patch_embed(image) + position)
         if self.cls_token is None:
-            return present, None
+            return TokenSequence(present, None)
         class_token = self.cls_token + self.pos_embed[:, :1]
-        return present, class_token.expand(image.shape[0], -1, -1)
+        return TokenSequence(present, class_token.expand(image.shape[0], -1, -1))
 
 
 def _check_protected(selection: Selection, indices: Tensor) -> None:
@@ -162,15 +178,6 @@ def _check_protected(selection: Selection, indices: Tensor) -> None:
             remedy="give one value per image and patch of the token grid",
             where="selection.protected",
         )
-
-
-def _run_block(
-    block: nn.Module, present: StageTokens, class_token: Tensor | None, *, recompute: bool
-) -> tuple[StageTokens, Tensor | None]:
-    if class_token is None:
-        return StageTokens(run_part(block, present.tokens, recompute=recompute), present.indices), None
-    x = run_part(block, torch.cat((class_token, present.tokens), dim=1), recompute=recompute)
-    return StageTokens(x[:, 1:], present.indices), x[:, :1]
 
 
 def grid_map(tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:

@@ -6,17 +6,19 @@ Without pruning stages it is a dense UNETR.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from sparseg.config import parse_config
 from sparseg.errors import ShapeError
+from sparseg.models.completion import make_completion
 from sparseg.models.config import SegmenterConfig
 from sparseg.models.decoder import UNETRDecoder
 from sparseg.models.encoder import EncoderOutput, SparseEncoder, grid_map
 from sparseg.shapes import Triple, num_tokens, token_grid
-from sparseg.tokens.assemble import TokenAssembler
+from sparseg.tokens.assemble import assemble_grid
 from sparseg.tokens.stages import Selection, StageScores, StageTokens
 
 
@@ -98,7 +100,7 @@ class SparseUNETR(nn.Module):
         )
         self.config = config
         self.encoder = SparseEncoder(config)
-        self.assembler = _make_assembler(config) if config.pruning_stages else None
+        self.assembler = make_completion(config) if config.pruning_stages else None
         self.decoder = UNETRDecoder(
             config.in_channels,
             config.num_classes,
@@ -110,9 +112,10 @@ class SparseUNETR(nn.Module):
         _init_weights(self)
 
     def token_counts(self, size: Sequence[int] | None = None) -> list[int]:
-        """Patch tokens at the start and after each pruning stage, for a window of `size` voxels (default.
+        """Patch tokens at the start and after each pruning stage (with merging, after each block).
 
-        The roi).
+        Args:
+            size: Window in voxels; None takes the roi.
         """
         grid = token_grid(self.config.roi_size if size is None else size, self.config.patch_size)
         return self.encoder.token_counts(num_tokens(grid))
@@ -161,7 +164,10 @@ class SparseUNETR(nn.Module):
                 remedy="give as many channels as the model was built for",
             )
         grid = token_grid(image.shape[2:], self.config.patch_size)
-        encoded = self.encoder(image, selection)
+        place_skip = (
+            assemble_grid if self.assembler is None else partial(self.assembler.place_skip, grid=grid)
+        )
+        encoded = self.encoder(image, selection, place_skip)
         final, skips = self.complete(encoded, grid)
         logits = self.decoder(image, [grid_map(skip, grid) for skip in skips], grid_map(final, grid))
         if return_selection:
@@ -176,19 +182,6 @@ class SparseUNETR(nn.Module):
         else:
             final = self.assembler([*encoded.stages[:-1], survivors], class_token, grid)
         return final, encoded.skips or [final] * 3
-
-
-def _make_assembler(config: SegmenterConfig) -> TokenAssembler:
-    return TokenAssembler(
-        config.embed_dim,
-        config.grid,
-        num_pruned_groups=len(config.pruning_stages),
-        assembly_dim=config.assembly_width,
-        assembly_depth=config.assembly_depth,
-        num_heads=config.assembly_heads,
-        mlp_ratio=config.mlp_ratio,
-        norm_eps=config.norm_eps,
-    )
 
 
 def _init_weights(module: nn.Module) -> None:

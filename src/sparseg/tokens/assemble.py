@@ -21,11 +21,14 @@ def assemble_grid(groups: Sequence[StageTokens]) -> Tensor:
     """Put groups that partition the grid back at their positions; the inverse of pruning.
 
     Args:
-        groups: Token groups whose indices together are 0..L-1 in every row.
+        groups: Token groups whose indices together are 0..L-1 in every row; or groups that all span the grid,
+            with weights that sum to 1 at each position.
 
     Returns:
         `[B, L, E]` in row-major grid order. Gates are applied (their value is 1).
     """
+    if groups[-1].weight is not None:
+        return torch.stack([_gated(group.tokens, group.weight) for group in groups]).sum(dim=0)
     tokens = torch.cat([_gated(group.tokens, group.gate) for group in groups], dim=1)
     indices = torch.cat([group.indices for group in groups], dim=1)
     # The indices are a permutation, so sorting them gives the inverse without writing into a buffer.
@@ -108,11 +111,15 @@ class TokenAssembler(nn.Module):
         result: Tensor = self.out_linear(self.out_norm(x[:, x.shape[1] - num_tokens(grid) :]))
         return result
 
+    def place_skip(self, groups: Sequence[StageTokens], grid: Triple) -> Tensor:  # noqa: ARG002
+        """The grid `[B, L, E]` of a skip: tokens pruned earlier stand with the value they left with."""
+        return assemble_grid(groups)
+
     def _enter(self, number: int, group: StageTokens) -> StageTokens:
         tokens = self.pruned_norms[number](group.tokens) if number < len(self.pruned_norms) else group.tokens
         # The gate multiplies here, behind the LayerNorm; in front of it the norm would cancel its gradient.
         tokens = _gated(self.projections[number](tokens), group.gate) + self.stage_embeddings[number]
-        return StageTokens(tokens, group.indices)
+        return StageTokens(tokens, group.indices, weight=group.weight)
 
     def _position(self, grid: Triple) -> Tensor:
         if grid == self.grid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sparseg.shapes import Triple
+from sparseg.shapes import Triple, token_grid
 
 
 class PatchEmbed(nn.Module):
@@ -24,3 +24,11 @@ class PatchEmbed(nn.Module):
         """[B, C, H, W, D] -> [B, L, E], tokens row-major over the grid (h, w, d)."""
         tokens: Tensor = self.proj(image).flatten(2).transpose(1, 2)
         return tokens
+
+
+def cut_patches(volume: Tensor, patch_size: Triple) -> Tensor:
+    """[B, C, H, W, D] -> [B, C, L, voxels of a patch], patches row-major over the grid."""
+    h, w, d = token_grid(volume.shape[2:], patch_size)
+    a, b, c = patch_size
+    cubes = volume.reshape(*volume.shape[:2], h, a, w, b, d, c).permute(0, 1, 2, 4, 6, 3, 5, 7)
+    return cubes.reshape(*volume.shape[:2], h * w * d, a * b * c)

@@ -10,9 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sparseg.errors import ConfigError
+from sparseg.tokens.gates import open_gates
 from sparseg.tokens.score import ScorePredictor, ScoreTransform, transform_scores
+from sparseg.tokens.scoring import LEARNED, Scoring, fixed_scores
 from sparseg.tokens.select import SoftTopK, gumbel_noise, hard_topk, straight_through_mask
-from sparseg.tokens.stages import Selection, StageScores, StageTokens
+from sparseg.tokens.stages import Selection, StageContext, StageScores, StageTokens
 
 
 def gather_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
@@ -65,41 +68,80 @@ class Pruned(NamedTuple):
 
 
 class TokenPruning(nn.Module):
-    """One pruning stage (STP): score, select, prune.
+    """One pruning stage: score, select, prune. With the default scoring it is the paper's (STP).
 
     Args:
         dim: Token width E.
-        score_transform: Scale of the scores, see `transform_scores`.
-        soft_topk: Relaxation used for the gradient while training.
-        temperature: tau of the relaxation.
-        noise_scale: Factor on the Gumbel noise added while training; 0 selects as evaluation does.
+        scoring: What scores the tokens. Only `predictor` and `gates` have weights; the gates decide about
+            each token on its own in training, see `tokens/gates.py`.
+        score_transform: Scale of the predictor's scores, see `transform_scores`.
+        soft_topk: Relaxation used for the gradient while training (`predictor`).
+        temperature: tau of the relaxation (`predictor`, `gates`).
+        noise_scale: Factor on the Gumbel noise added while training; 0 selects as evaluation does
+            (`predictor`, `gates`).
     """
 
     def __init__(
         self,
         dim: int,
         *,
+        scoring: Scoring = "predictor",
         score_transform: ScoreTransform = "standardize",
         soft_topk: SoftTopK = "budget_exact",
         temperature: float = 0.5,
         noise_scale: float = 0.0,
     ) -> None:
         super().__init__()
-        self.predictor = ScorePredictor(dim)
+        self.scoring: Scoring = scoring
+        self.predictor = ScorePredictor(dim) if scoring in LEARNED else None
         self.score_transform: ScoreTransform = score_transform
         self.soft_topk: SoftTopK = soft_topk
         self.temperature = temperature
         self.noise_scale = noise_scale
 
-    def scores(self, tokens: Tensor) -> Tensor:
-        """[B, n, E] -> [B, n], without noise."""
+    def scores(self, tokens: Tensor, weight: Tensor | None = None) -> Tensor:
+        """[B, n, E] -> [B, n], without noise; of scorings with weights.
+
+        Raises:
+            ConfigError: the scoring looks at more than the tokens.
+        """
+        if self.predictor is None:
+            raise ConfigError(
+                "only a scoring with a predictor scores tokens alone",
+                received=self.scoring,
+                remedy="call the stage itself, with a context",
+                where="scoring",
+            )
+        if self.scoring == "gates":
+            raw: Tensor = self.predictor(tokens, weight)
+            return transform_scores(raw, "none")  # log-odds: their zero has a meaning
         return transform_scores(self.predictor(tokens), self.score_transform)
 
-    def forward(self, present: StageTokens, k: int, selection: Selection | None = None) -> Pruned:
-        """Split `present` (no class token) into k kept and n - k pruned tokens."""
-        scores = self.scores(present.tokens)
+    def forward(
+        self,
+        present: StageTokens,
+        k: int,
+        selection: Selection | None = None,
+        context: StageContext | None = None,
+    ) -> Pruned:
+        """Split `present` (no class token) into k kept and n - k pruned tokens.
+
+        Args:
+            present: Tokens of this stage.
+            k: Number kept.
+            selection: Settings of this call.
+            context: What else the stage may look at; a scoring without weights needs it.
+        """
+        selection = selection or Selection()
+        if self.training and self.scoring == "gates":
+            return self._gate(present, k, selection)
+        if self.predictor is None:
+            assert context is not None  # the encoder always gives it
+            scores = fixed_scores(self.scoring, present, k, context)
+        else:
+            scores = self.scores(present.tokens)
         if self.training:
-            kept, pruned = self._split_training(present, scores, k, selection or Selection())
+            kept, pruned = self._split_training(present, scores, k, selection)
         else:
             kept, pruned = prune_tokens(present, scores, k)
         return Pruned(kept, pruned, StageScores(scores, present.indices, kept.indices))
@@ -107,17 +149,45 @@ class TokenPruning(nn.Module):
     def _split_training(
         self, present: StageTokens, scores: Tensor, k: int, selection: Selection
     ) -> tuple[StageTokens, StageTokens]:
-        noise_scale = self.noise_scale if selection.noise_scale is None else selection.noise_scale
-        temperature = self.temperature if selection.temperature is None else selection.temperature
         protected = selection.protected
         if protected is not None:
             protected = protected.gather(1, present.indices)
+        if self.predictor is None:
+            # Nothing to learn, so no mask; chance is another one at every step.
+            ranked = torch.rand_like(scores) if self.scoring == "random" else scores
+            return prune_tokens(present, ranked, k, protected=protected)
+        noise_scale, temperature = self._noise_and_temperature(selection)
         if noise_scale > 0:
             scores = scores + noise_scale * gumbel_noise(scores)
         mask = straight_through_mask(
             scores, k, soft_topk=self.soft_topk, temperature=temperature, protected=protected
         )
         return prune_tokens(present, scores, k, mask, protected)
+
+    def _gate(self, present: StageTokens, k: int, selection: Selection) -> Pruned:
+        """Independent decisions: both groups hold all tokens, and weights say which of them are theirs."""
+        noise_scale, temperature = self._noise_and_temperature(selection)
+        logits, passed = self.scores(present.tokens, present.weight), present.weight
+        weight = open_gates(
+            logits,
+            temperature=temperature,
+            noise_scale=noise_scale,
+            passed=passed,
+            protected=selection.protected,
+        )
+        leaving = (1.0 if passed is None else passed) - weight
+        kept, _ = hard_topk(logits, k, None if passed is None else passed > 0.5)
+        return Pruned(
+            StageTokens(present.tokens, present.indices, weight=weight),
+            StageTokens(present.tokens, present.indices, weight=leaving),
+            StageScores(logits, present.indices, kept, weight),
+        )
+
+    def _noise_and_temperature(self, selection: Selection) -> tuple[float, float]:
+        return (
+            self.noise_scale if selection.noise_scale is None else selection.noise_scale,
+            self.temperature if selection.temperature is None else selection.temperature,
+        )
 
 
 def full_grid(tokens: Tensor) -> StageTokens:

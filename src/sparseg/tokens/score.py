@@ -56,9 +56,17 @@ class ScorePredictor(nn.Module):
             nn.Linear(dim // 4, 1),
         )
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, n, E] (no class token) -> raw scores [B, n]."""
+    def forward(self, tokens: Tensor, weight: Tensor | None = None) -> Tensor:
+        """[B, n, E] (no class token) -> raw scores [B, n]; `weight` [B, n]: what each counts in the mean."""
         local, shared = self.in_mlp(tokens).chunk(2, dim=-1)
-        shared = shared.mean(dim=1, keepdim=True).expand_as(local)
+        shared = _mean_over_tokens(shared, weight).expand_as(local)
         scores: Tensor = self.out_mlp(torch.cat((local, shared), dim=-1))
         return scores.squeeze(-1)
+
+
+def _mean_over_tokens(features: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return features.mean(dim=1, keepdim=True)
+    weight = weight.unsqueeze(-1).to(features.dtype)
+    # A row of which nothing is left has no mean; 0 stands in for it.
+    return (features * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp_min(1)

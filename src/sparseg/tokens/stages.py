@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sparseg.errors import ConfigError
+from sparseg.shapes import Triple
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,33 @@ class StageTokens:
         gate: `[B, n]` or None. Straight-through factor of value 1 that carries the gradient to the scores;
             the assembler multiplies with it *after* the group's LayerNorm, which would cancel a factor put
             before it.
+        weight: `[B, n]` or None. Only where training removes no token (scoring `gates`): every group then
+            spans the grid, n = L, and the weights, 0 or 1 with a gradient, say which tokens belong to it;
+            over all groups they sum to 1 at each position.
     """
 
     tokens: Tensor
     indices: Tensor
     gate: Tensor | None = None
+    weight: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a pruning stage may look at besides the tokens.
+
+    Attributes:
+        image: `[B, C, H, W, D]`, the window the tokens were made of.
+        patch_size: Patch edges in voxels (H, W, D).
+        stage: Number of the stage, from 0.
+        class_attention: `[B, n]`, attention of the class token to the tokens present in the block before,
+            mean over heads; None where the scoring does not ask for it.
+    """
+
+    image: Tensor
+    patch_size: Triple
+    stage: int
+    class_attention: Tensor | None = None
 
 
 class StageScores(NamedTuple):
@@ -36,12 +59,15 @@ class StageScores(NamedTuple):
         scores: `[B, n]`, without noise, as evaluation ranks them; carries a gradient to the score predictor.
         indices: `[B, n]` int64, ascending grid positions of the tokens present before the stage.
         kept: `[B, k]` int64, ascending grid positions that went on; while training they may differ from the
-            k highest scores by noise and protection.
+            k highest scores by noise and protection. Where training removes no token, those that evaluation
+            would keep among what earlier stages let pass.
+        weight: `[B, n]` or None, of the tokens that went on; see `StageTokens`.
     """
 
     scores: Tensor
     indices: Tensor
     kept: Tensor
+    weight: Tensor | None = None
 
 
 @dataclass(frozen=True)

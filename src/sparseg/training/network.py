@@ -12,13 +12,15 @@ from sparseg.layers.block import Block
 from sparseg.models.build import build_segmenter
 from sparseg.models.segmenter import SparseUNETR
 from sparseg.training.config import TrainConfig
+from sparseg.training.selection import require_trainable_scores
 
 
 def make_network(dataset: Dataset, config: TrainConfig) -> SparseUNETR:
     """The preset with the run's overrides, channels and outputs following the dataset.
 
     Raises:
-        ConfigError: an override that the dataset decides, or an unknown one.
+        ConfigError: an override that the dataset decides, or an unknown one; a loss on scores that the
+            network's scoring has no use for.
     """
     for name, value in (("in_channels", len(dataset.channels)), ("num_classes", dataset.num_classes)):
         if config.model.get(name, value) != value:
@@ -29,7 +31,9 @@ def make_network(dataset: Dataset, config: TrainConfig) -> SparseUNETR:
                 where=f"model.{name}",
             )
     sizes = {"in_channels": len(dataset.channels), "num_classes": dataset.num_classes}
-    return build_segmenter(config.preset, **{**config.model, **sizes})
+    net = build_segmenter(config.preset, **{**config.model, **sizes})
+    require_trainable_scores(net.config, config.selection)
+    return net
 
 
 def average_of(net: nn.Module, decay: float) -> AveragedModel | None:

@@ -12,12 +12,18 @@ from sparseg.datasets.dataset import Dataset
 from sparseg.models.config import SegmenterConfig
 from sparseg.training.config import TrainConfig
 from sparseg.training.losses import make_loss
-from sparseg.training.selection import patch_targets, score_loss, selection_at, wanted_patches
+from sparseg.training.selection import (
+    patch_targets,
+    ratio_loss,
+    score_loss,
+    selection_at,
+    wanted_patches,
+)
 from sparseg.training.selection_stats import selection_stats
 
 
 class Objective:
-    """Segmentation loss, and the score loss where it is switched on.
+    """Segmentation loss, and the losses on scores and gates where they are switched on.
 
     Args:
         model: Settings of the network.
@@ -62,6 +68,8 @@ class Objective:
         if settings.score_weight:
             wanted = wanted_patches(patch_targets(target, patch, outputs), settings)
             loss = loss + settings.score_weight * score_loss(decisions, wanted, self.model.temperature)
+        if settings.ratio_weight:
+            loss = loss + settings.ratio_weight * ratio_loss(decisions)
         return loss, selection_stats(decisions, target, patch, outputs) if with_stats else {}
 
 

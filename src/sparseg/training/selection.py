@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseg.errors import ShapeError
+from sparseg.errors import ConfigError, ShapeError
 from sparseg.models.config import SegmenterConfig
-from sparseg.shapes import Triple, num_tokens, token_grid
+from sparseg.shapes import Triple, num_tokens
+from sparseg.tokens.embed import cut_patches
+from sparseg.tokens.scoring import LEARNED
 from sparseg.tokens.stages import Selection, StageScores
 from sparseg.training.selection_config import SelectionConfig
 
@@ -114,7 +116,7 @@ def patch_targets(target: Tensor, patch_size: Triple, num_classes: int) -> Patch
             received=tuple(target.shape),
             remedy="give the label as the loss takes it",
         )
-    cubes = _cut_into_patches(target, patch_size)
+    cubes = cut_patches(target, patch_size)
     if target.shape[1] == num_classes:
         masks = cubes > 0.5
         classes, full = masks.any(dim=3), masks.all(dim=3)
@@ -125,14 +127,6 @@ def patch_targets(target: Tensor, patch_size: Triple, num_classes: int) -> Patch
     present = present.scatter(2, ids, value=True)
     lowest, highest = ids.aminmax(dim=2)
     return PatchTargets(lowest != highest, highest > 0, present[:, :, 1:].transpose(1, 2))
-
-
-def _cut_into_patches(volume: Tensor, patch_size: Triple) -> Tensor:
-    """[B, C, H, W, D] -> [B, C, L, voxels of a patch]."""
-    h, w, d = token_grid(volume.shape[2:], patch_size)
-    a, b, c = patch_size
-    cubes = volume.reshape(*volume.shape[:2], h, a, w, b, d, c).permute(0, 1, 2, 4, 6, 3, 5, 7)
-    return cubes.reshape(*volume.shape[:2], h * w * d, a * b * c)
 
 
 def protected_patches(classes: Tensor, min_patches: int) -> Tensor:
@@ -177,6 +171,47 @@ def score_loss(stage_scores: Sequence[StageScores], wanted: Tensor, temperature:
         _ranking_loss(stage.scores, wanted.gather(1, stage.indices), temperature) for stage in stage_scores
     ]
     return torch.stack(losses).mean() if losses else wanted.new_zeros((), dtype=torch.float32)
+
+
+def require_trainable_scores(model: SegmenterConfig, selection: SelectionConfig) -> None:
+    """Refuse losses that could teach nothing.
+
+    Raises:
+        ConfigError: a score loss on scores without weights, or a ratio loss without gates.
+    """
+    if not model.pruning_stages:
+        return
+    for name, fits in (
+        ("score_weight", (*LEARNED, "class_attention")),
+        ("ratio_weight", ("gates",)),
+    ):
+        if getattr(selection, name) and model.scoring not in fits:
+            raise ConfigError(
+                f"a {name} needs a scoring that it can train ({', '.join(fits)})",
+                received=f"scoring {model.scoring}",
+                remedy="set it to 0, or choose such a scoring",
+                where=f"selection.{name}",
+            )
+
+
+def ratio_loss(stage_scores: Sequence[StageScores]) -> Tensor:
+    """Teach independent gates to let as many tokens pass as evaluation keeps.
+
+    Mean over images and stages of (rho_s - mean of the weights)², rho_s being the share of the whole grid
+    that is to be left after stage s (Rao et al., NeurIPS 2021, eq. 13).
+
+    Args:
+        stage_scores: Of a network with scoring `gates` in training, whose stages have weights.
+
+    Returns:
+        Scalar.
+    """
+    losses = [
+        (stage.kept.shape[1] / stage.weight.shape[1] - stage.weight.mean(dim=1)).square().mean()
+        for stage in stage_scores
+        if stage.weight is not None
+    ]
+    return torch.stack(losses).mean()
 
 
 def _ranking_loss(scores: Tensor, wanted: Tensor, temperature: float) -> Tensor:

@@ -27,6 +27,8 @@ class SelectionConfig(Config):
         score_weight: Weight of the supervised score loss; 0 switches it off.
         score_target: Which patches the score loss wants ahead: those holding a label `boundary`, or any
             `foreground`.
+        ratio_weight: Weight of the loss that leads independent gates (`model.scoring: gates`) to the share of
+            tokens that evaluation keeps; no other scoring takes it.
         protect_min_patches: A class with at most this many patches in a crop keeps all of them, as far as the
             number of kept tokens allows; 0 protects nothing. Prediction knows no protection: combine it with
             a score loss, and watch kept_eval beside kept in the log.
@@ -40,4 +42,5 @@ class SelectionConfig(Config):
     warmup_levels: int = Field(default=5, ge=1)
     score_weight: float = Field(default=0.0, ge=0)
     score_target: Literal["boundary", "foreground"] = "boundary"
+    ratio_weight: float = Field(default=0.0, ge=0)
     protect_min_patches: int = Field(default=0, ge=0)

@@ -1,0 +1,67 @@
+"""How many patch tokens are present where: exact numbers, known before anything runs."""
+
+from __future__ import annotations
+
+from sparseg.errors import ConfigError
+from sparseg.models.config import SegmenterConfig
+from sparseg.tokens.select import num_keep
+
+
+def token_counts(
+    config: SegmenterConfig, length: int, keep_ratios: tuple[float, ...] | None = None
+) -> list[int]:
+    """Patch tokens present from the start and after each pruning stage; with merging, after each block.
+
+    Args:
+        config: Settings.
+        length: L.
+        keep_ratios: One per stage in place of the model's ratios or counts.
+
+    Raises:
+        ConfigError: an absolute count that the tokens present do not allow, or not one ratio per stage.
+    """
+    if keep_ratios is not None and len(keep_ratios) != len(config.pruning_stages):
+        raise ConfigError(
+            f"a selection must have one keep ratio per pruning stage ({len(config.pruning_stages)})",
+            received=keep_ratios,
+            remedy="give as many, or None for those of the model",
+            where="selection.keep_ratios",
+        )
+    if config.merging != "none":
+        return _merging_counts(config, length)
+    counts = [length]
+    for stage, ratio in enumerate(keep_ratios or config.keep_ratios):
+        if config.num_keep is None or keep_ratios is not None:
+            count = num_keep(counts[-1], ratio, config.count_rule)
+        else:
+            count = config.num_keep[stage]
+        if count > counts[-1]:
+            raise ConfigError(
+                f"stage {stage} can keep at most the {counts[-1]} tokens that reach it",
+                received=count,
+                remedy="lower num_keep or use keep_ratio",
+                where="num_keep",
+            )
+        counts.append(count)
+    return counts
+
+
+def _merging_counts(config: SegmenterConfig, length: int) -> list[int]:
+    """After each block n - r with r given, else n times the keep ratio, as after a pruning stage."""
+    counts = [length]
+    for block in range(config.depth):
+        n = counts[-1]
+        if config.num_merge is None:
+            # Checked with the settings to be one ratio of at least 0.5, so r is at most ceil(n/2).
+            assert isinstance(config.keep_ratio, float)
+            counts.append(num_keep(n, config.keep_ratio))
+            continue
+        if config.num_merge > n // 2:
+            raise ConfigError(
+                f"block {block} can merge at most half of the {n} tokens that reach it",
+                received=config.num_merge,
+                remedy="lower num_merge or use keep_ratio",
+                where="num_merge",
+            )
+        counts.append(n - config.num_merge)
+    return counts
