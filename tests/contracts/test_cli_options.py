@@ -89,6 +89,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--keep-empty": False,
         "--keep-ratio": (),
         "--deadline": None,
+        "--resume": False,
+        "--shard": None,
     },
     "evaluate": {
         "--pred": REQUIRED,
@@ -144,6 +146,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--set": (),
         "--workers": None,
     },
+    "calibrate": {
+        "RUN": REQUIRED,
+        "DATASET": REQUIRED,
+        "--keep-ratios": (0.1, 0.25, 0.5, 0.7, 1.0),
+        "--max-cases": None,
+        "--device": "auto",
+        "--threads": None,
+    },
+    "model verify": {"RUN": REQUIRED, "--write": False, "--device": "cpu"},
     "cache show": {"--cache": None},
     "cache clear": {"--cache": None},
     "bench model": {

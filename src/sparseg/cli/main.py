@@ -9,7 +9,22 @@ from collections.abc import Sequence
 import cyclopts
 
 from sparseg import __version__
-from sparseg.cli import bench, cache, check, cv, evaluate, info, plan, predict, pretrain, sample, synth, train
+from sparseg.cli import (
+    bench,
+    cache,
+    calibrate,
+    check,
+    cv,
+    evaluate,
+    info,
+    model,
+    plan,
+    predict,
+    pretrain,
+    sample,
+    synth,
+    train,
+)
 from sparseg.cli.output import print_error
 from sparseg.errors import InputError, SparsegError
 
@@ -31,10 +46,12 @@ for command in (
     train.train,
     cv.cv,
     predict.predict,
+    calibrate.calibrate,
     evaluate.evaluate,
     synth.synth,
     sample.app,
     cache.app,
+    model.app,
     bench.app,
 ):
     app.command(command)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sparseg.checkpoints.folder import load_strict, save_model
 from sparseg.checkpoints.init import load_encoder_init
+from sparseg.checkpoints.verify import write_stored_case
 from sparseg.datasets.dataset import Dataset
 from sparseg.errors import NumericsError
 from sparseg.models.segmenter import SparseUNETR
@@ -177,6 +178,8 @@ class Run:
                 reason = self._steps(started, watch, until)
                 if self.progress.step > first_step and reason in (Reason.SIGNAL, Reason.UNTIL):
                     self._store_state()
+                if reason is not Reason.SIGNAL:  # who stops a run does not want to wait
+                    self._store_test_cases()
         finally:
             if self.reporter is not None:
                 self.reporter.close()
@@ -300,6 +303,12 @@ class Run:
             )
             save_state(self.folder, state, keep=self.config.keep_states)
         wait_for_all()
+
+    def _store_test_cases(self) -> None:
+        """Give the models kept what `sparseg model verify` compares with."""
+        for name in ("last", "best"):
+            if self.accelerator.is_main_process and (self.folder / name).is_dir():
+                write_stored_case(self.folder / name)
 
     def _batches(self) -> Iterator[Batch]:
         return make_batches(
