@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,8 +13,9 @@ import numpy as np
 from sparseg.viewer.report_data import CaseRow, RunReport, RunStatistics
 from sparseg.viewer.report_pictures import LOW_COLOUR, LOW_CONFIDENCE, Plane, draw_case, stage_colours
 from sparseg.viewer.report_tables import link_to, share_bar, statistics_table, swatch, volume_chips
-from sparseg.viewer.report_volumes import FOLDER, read_previews
+from sparseg.viewer.report_volumes import FOLDER
 from sparseg.volumes.atomic import write_bytes_atomically
+from sparseg.volumes.volume import Volume
 
 _MAX_OPEN = 3
 _TITLES = {
@@ -39,7 +40,8 @@ class Place:
 
 def case_section(
     number: int,
-    files: Mapping[str, Path],
+    previews: Mapping[str, Volume],
+    notes: Sequence[str],
     report: RunReport,
     statistics: RunStatistics,
     place: Place,
@@ -48,7 +50,8 @@ def case_section(
 
     Args:
         number: Its place among the report's cases.
-        files: Its previews.
+        previews: Its previews, as far as they can be read.
+        notes: What is to be said of the others.
         report: The run.
         statistics: Numbers of all cases.
         place: Where pictures go.
@@ -58,10 +61,11 @@ def case_section(
     content = [
         volume_chips(row.volumes_ml, report.colours_by_name),
         f"<h4>Where the time went</h4>{share_bar(row.steps())}",
-        _pictures(row, files, report, place),
+        "".join(f'<p class="box">{escape(note)}</p>' for note in notes),
+        _pictures(row, previews, report, place),
         f"<h4>Structures</h4>{statistics_table(labels, report.colours)}" if labels else "",
     ]
-    if "image" in files:
+    if "image" in previews:
         button = f'<button type="button" class="show" data-case="{number}">Show in the viewer</button>'
         content.insert(0, button)
     opened = " open" if len(report.cases) <= _MAX_OPEN else ""
@@ -72,19 +76,17 @@ def case_section(
     )
 
 
-def _pictures(row: CaseRow, files: Mapping[str, Path], report: RunReport, place: Place) -> str:
-    volumes, notes = read_previews(files)
-    said = "".join(f'<p class="box">{escape(note)}</p>' for note in notes)
-    if "image" not in volumes:
-        return said or '<p class="small">No pictures: this run kept no previews.</p>'
-    drawn, centre = draw_case(volumes, report.colours, report.num_stages)
+def _pictures(row: CaseRow, previews: Mapping[str, Volume], report: RunReport, place: Place) -> str:
+    if "image" not in previews:
+        return '<p class="small">No pictures: the previews of this case were not kept or cannot be read.</p>'
+    drawn, centre = draw_case(previews, report.colours, report.num_stages)
     legends = {"tokens": _token_legend(report.num_stages), "confidence": _confidence_legend()}
     rows = "".join(
         f"<figure><figcaption>{_TITLES[kind]}{legends.get(kind, '')}</figcaption>"
         f'<div class="planes">{"".join(_plane(row, kind, plane, place) for plane in planes)}</div></figure>'
         for kind, planes in drawn.items()
     )
-    return f"{said}<h4>Pictures</h4>{_place_note(centre)}{rows}"
+    return f"<h4>Pictures</h4>{_place_note(centre)}{rows}"
 
 
 def _place_note(centre: np.ndarray) -> str:

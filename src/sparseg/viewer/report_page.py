@@ -23,6 +23,7 @@ from sparseg.viewer.report_volumes import (
     embedded,
     embedded_bytes,
     preview_files,
+    read_previews,
     script_json,
     write_volume_script,
 )
@@ -54,17 +55,18 @@ def write_report_page(out: Path, *, max_bytes: int = MAX_BYTES) -> Path:
     place = Place(out, apart=size + len(_asset(NIIVUE)) > max_bytes)
     sections, volumes, viewable = [], [], []
     for number, (row, some) in enumerate(zip(report.cases, files, strict=True)):
-        if "image" in some:
+        pictured, notes = read_previews(some)
+        if "image" in pictured:
+            readable = {kind: some[kind] for kind in pictured}
             script = None
             if place.apart:
                 (out / FOLDER / row.case).mkdir(parents=True, exist_ok=True)
-                script = write_volume_script(out, row.case, some)
+                script = write_volume_script(out, row.case, readable)
             else:
-                volumes.append(_data_script(f"volumes-{number}", embedded(some)))
-            entry = {"number": number, "name": row.case, "script": script, "output": row.output}
-            viewable.append(entry)
+                volumes.append(_data_script(f"volumes-{number}", embedded(readable)))
+            viewable.append({"number": number, "name": row.case, "script": script, "output": row.output})
         if row.is_ok:
-            sections.append(case_section(number, some, report, statistics, place))
+            sections.append(case_section(number, pictured, notes, report, statistics, place))
     page = _page(report, sections, volumes, viewable, place)
     write_bytes_atomically(out / PAGE, page.encode(errors="replace"))
     return out / PAGE

@@ -5,6 +5,7 @@ Over loopback the page can read label files at full resolution, which a page ope
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -84,6 +85,11 @@ class ReportServer(ThreadingHTTPServer):
         """Address of the page."""
         return f"http://{HOST}:{self.server_port}/"
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Browsers hang up in the middle of a file; that is no fault of the server's."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: ReportServer
@@ -102,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get_all("Host", []) not in ([host] for host in allowed):
             self._refuse(403)
             return
-        path = self.server.files.get(unquote(urlsplit(self.path).path, errors="strict"))
+        path = self.server.files.get(unquote(urlsplit(self.path).path))
         if path is None:
             self._refuse(404)
             return
