@@ -52,6 +52,15 @@ def test_n01_small_shift_is_seen(tmp_path: Path, shift: float) -> None:
         read_nifti(save(tmp_path / "a.nii", nifti_bytes(sform=(moved, 1))))
 
 
+@pytest.mark.hazard("N1", "silent accepts")
+@pytest.mark.parametrize("qfac", [-0.5, -2.0, -1e-15])
+def test_n01_a_direction_that_readers_take_differently(tmp_path: Path, qfac: float) -> None:
+    """Found by header fuzz: nibabel takes it for 1, nifti1_io and ITK for -1."""
+    raw = patched(nifti_bytes(sform=(None, 0)), 76, "f", qfac)
+    with refused("nifti-bad-qform", "pixdim[0]"):
+        read_nifti(save(tmp_path / "a.nii", raw))
+
+
 @pytest.mark.hazard("N2", "silent accepts")
 def test_n02_no_orientation(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii", patched(nifti_bytes(), 252, "hh", 0, 0))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparseg.errors import InputError
 from sparseg.volumes.nifti import read_nifti
 
+from .figures import Figure, rounds
+from .header_fuzz import kept_seeds, outcome
 from .nifti_faults import nifti_bytes, patched, save
 
 _SMALL = np.random.default_rng(4).integers(0, 9, (4, 3, 2)).astype(np.int16)
@@ -55,7 +61,7 @@ _NIFTI2 = _edits(
     [*range(12), 500],
 )
 _SETTINGS = settings(
-    max_examples=200,
+    max_examples=10 * rounds(20),
     deadline=1000,
     derandomize=True,
     database=None,
@@ -100,3 +106,45 @@ def _check(
     assert np.isfinite(volume.array).all()
     np.testing.assert_array_equal(volume.array[0], peer.reshape(volume.shape, order="F"))
     np.testing.assert_allclose(volume.affine[:3], image.affine[:3] * unit_mm, rtol=1e-5, atol=1e-3)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Break off what hangs in Python; needs the main thread and POSIX."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"still at it after {seconds} s")
+
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # nibabel's, of numbers beyond float32
+def test_n18_generated_headers(tmp_path: Path, figure: Figure) -> None:
+    """500 files a round; a seed that ever found something is kept in fuzz_seeds.json."""
+    number = 500 * rounds(1)
+    faults = {}
+    for seed in range(number):
+        try:
+            with time_limit(5.0):
+                outcome(seed, tmp_path)
+        except Exception as error:
+            faults[seed] = f"{type(error).__name__}: {error}"
+    figure("N18", "hangs, untyped errors, bad accepts", len(faults), of=number)
+    assert faults == {}
+
+
+def test_n18_kept_seeds_end_as_they_did(tmp_path: Path) -> None:
+    """Two seeds or so for each way in which a header can be refused, and for none."""
+    kept = kept_seeds()
+    assert len(kept) >= 25
+    found = {seed: outcome(seed, tmp_path) for seeds in kept.values() for seed in seeds}
+    assert found == {seed: code for code, seeds in kept.items() for seed in seeds}

@@ -112,7 +112,7 @@ def test_predict_and_info(command, tmp_path):
     for path in inputs:
         command("info", path)
     require_clean(out)
-    reports = {"report.json", "statistics.json"}
+    reports = {"report", "report.json", "statistics.json"}
     assert {path.name for path in out.iterdir()} == {"nifti.nii.gz", "series.nii.gz"} | reports
 
 

@@ -148,6 +148,16 @@ def _qform(header: NiftiHeader, where: str) -> np.ndarray:
             where,
             "bad-qform",
         )
+    qfac = float(header.pixdim[0])
+    if qfac < 0 and qfac != -1:
+        # Some readers go by the sign and mirror the image, others take whatever is not -1 for 1.
+        raise _refuse(
+            "pixdim[0], the direction of the qform's third axis, must be 1 or -1",
+            qfac,
+            "correct it in the header, or choose --affine sform (argument affine_choice) if there is one",
+            where,
+            "bad-qform",
+        )
     a = math.sqrt(max(0.0, 1 - (b * b + c * c + d * d)))
     norm = math.sqrt(a * a + b * b + c * c + d * d)
     a, b, c, d = a / norm, b / norm, c / norm, d / norm
@@ -158,7 +168,7 @@ def _qform(header: NiftiHeader, where: str) -> np.ndarray:
             [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
         ]
     )
-    scale = _pixdim(header, where) * [1, 1, -1 if header.pixdim[0] < 0 else 1]
+    scale = _pixdim(header, where) * [1, 1, -1 if qfac < 0 else 1]
     affine = np.eye(4)
     affine[:3, :3] = rotation * scale
     affine[:3, 3] = numbers[3:6]
