@@ -82,6 +82,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--max-voxels": 2**31,
         "--format": "nii.gz",
         "--labelmap": False,
+        "--save": (),
         "--largest-component": (),
         "--fill-holes": (),
         "--min-ml": 0.0,
@@ -92,6 +93,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--resume": False,
         "--shard": None,
     },
+    "view": {"OUT": REQUIRED, "--port": 0, "--no-browser": False},
     "evaluate": {
         "--pred": REQUIRED,
         "--ref": REQUIRED,

@@ -114,10 +114,14 @@ class LabelOptions:
     Parameters
     ----------
     format
-        Kind of the label files: nii.gz; seg.nrrd for 3D Slicer; or dicom-seg, one DICOM SEG object <case>.dcm
-        that refers to the input series and, as DICOM demands, carries the patient and study of that series.
+        Kind of the label files: nii.gz; seg.nrrd for 3D Slicer; dicom-seg, one DICOM SEG object <case>.dcm
+        that refers to the input series and, as DICOM demands, carries the patient and study of that series;
+        or rtstruct (experimental), one RTSTRUCT object <case>.dcm of the same kind, with contours.
     labelmap
         DICOM SEG of type LABELMAP instead of BINARY; few programs read it yet.
+    save
+        Maps to write to maps/<case>_<map>.nii.gz, too: probabilities of all classes, or the uncertainty of
+        the label (1 less its probability); may be given several times. Clean-up does not change them.
     largest_component
         Name of a class of which only the largest component is kept; may be given several times; all for all.
     fill_holes
@@ -126,8 +130,9 @@ class LabelOptions:
         Components of any class below this volume in ml are removed.
     """
 
-    format: Literal["nii.gz", "seg.nrrd", "dicom-seg"] = "nii.gz"
+    format: Literal["nii.gz", "seg.nrrd", "dicom-seg", "rtstruct"] = "nii.gz"
     labelmap: Annotated[bool, cyclopts.Parameter(negative="")] = False
+    save: Annotated[tuple[Literal["probabilities", "uncertainty"], ...], cyclopts.Parameter(negative="")] = ()
     largest_component: Annotated[tuple[str, ...], cyclopts.Parameter(negative="")] = ()
     fill_holes: Annotated[tuple[str, ...], cyclopts.Parameter(negative="")] = ()
     min_ml: float = 0.0
@@ -136,7 +141,7 @@ class LabelOptions:
         """How label files are written."""
         from sparseg.predict.label_files import LabelFiles
 
-        return LabelFiles(self.format, self.labelmap)
+        return LabelFiles(self.format, self.labelmap, self.save)
 
     def cleanup(self) -> Cleanup:
         """What is removed and filled before."""
