@@ -27,18 +27,19 @@ def predict_all(predictor, image, folder):
 
 
 @pytest.mark.parametrize("name", DEGREES)
-def test_48_orders_without_resampling(monkeypatch, tmp_path, name):
+def test_n19_48_orders_without_resampling(monkeypatch, tmp_path, figure, name):
     image, truth = make_phantom((13, 11, 9), seed=6)
     predictor = threshold_predictor(monkeypatch)
     results = list(predict_all(predictor, turned(image, DEGREES[name]), tmp_path))
     assert len(results) == 48
-    for labels in results:
-        np.testing.assert_array_equal(labels, truth.array[0])
+    differ = [not np.array_equal(labels, truth.array[0]) for labels in results]
+    figure("N19", "orientations with other labels in the patient", sum(differ), of=48)
+    assert sum(differ) == 0
 
 
 @pytest.mark.parametrize("name", DEGREES)
-def test_48_orders_with_resampling_and_a_real_network(tmp_path, name):
-    """A trained network sees the model grid only, so its labels must not depend on the stored order."""
+def test_n19_48_orders_with_resampling_and_a_real_network(tmp_path, figure, name):
+    """A network sees the model grid only, so its labels must not depend on the stored order."""
     image, truth = make_phantom((12, 10, 9), spacing=(1.5, 1.0, 2.0), seed=7)
     folder = save_tiny_model(tmp_path / "model", spacing=(1.1, 1.3, 2.3))
     results = list(predict_all(Predictor.from_folder(folder), turned(image, DEGREES[name]), tmp_path))
@@ -46,4 +47,6 @@ def test_48_orders_with_resampling_and_a_real_network(tmp_path, name):
     assert len(np.unique(results[0])) > 1
     # Positions of other float32 headers differ in the last digits, so a tie may fall either way.
     mismatch = max(int(np.count_nonzero(labels != results[0])) for labels in results)
-    assert mismatch <= 1e-3 * truth.array.size
+    share = mismatch / truth.array.size
+    figure("N19", "share of voxels that differ, resampled, untrained network", share, limit=1e-3)
+    assert share <= 1e-3
