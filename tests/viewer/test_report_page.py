@@ -160,8 +160,8 @@ def test_hostile_names_stay_text(tmp_path):
 
 
 KNOWN_TAGS = set(
-    """html head meta link title style body header h1 h2 h3 h4 p strong main table thead tbody tr th td br code
-    div i span b a section label select option input fieldset legend button canvas details summary figure
+    """html head meta link title style body header h1 h2 h3 h4 p strong main table thead tbody tr th td br
+    code div i span b a section label select option input fieldset legend button canvas details summary figure
     figcaption img footer script""".split()  # noqa: SIM905
 )
 

@@ -24,6 +24,7 @@ from sparseg.cli import (
     sample,
     synth,
     train,
+    view,
 )
 from sparseg.cli.output import print_error
 from sparseg.errors import InputError, SparsegError
@@ -46,6 +47,7 @@ for command in (
     train.train,
     cv.cv,
     predict.predict,
+    view.view,
     calibrate.calibrate,
     evaluate.evaluate,
     synth.synth,
