@@ -44,11 +44,11 @@ def test_series_becomes_one_object_that_alone_names_the_patient(predict, series,
     outcome = predict(series)
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.startswith(f"scan: {tmp_path / 'out' / 'scan.dcm'} (")
-    assert names_in(tmp_path / "out") == ["report.json", "scan.dcm", "statistics.json"]
+    assert names_in(tmp_path / "out") == ["report", "report.json", "scan.dcm", "statistics.json"]
     written = pydicom.dcmread(tmp_path / "out" / "scan.dcm")
     assert (str(written.PatientName), written.SegmentationType) == ("ZZPHI^Name", "BINARY")
     assert len(MARKER.findall((tmp_path / "out" / "scan.dcm").read_bytes())) == 1
-    for name in ("report.json", "statistics.json"):
+    for name in ("report.json", "statistics.json", "report/scan.json"):
         assert not MARKER.search((tmp_path / "out" / name).read_bytes())
     assert not MARKER.search(outcome.out.encode())
 
@@ -70,7 +70,7 @@ def test_the_same_ids_as_the_nifti_output(predict, series, tmp_path):
 def test_zip_gives_a_nifti_file_too(predict, series, tmp_path):
     shutil.make_archive(str(tmp_path / "p 1"), "zip", series.parent, "scan")
     assert predict(tmp_path / "p 1.zip", more=()).code == 0
-    assert names_in(tmp_path / "out") == ["p 1.nii.gz", "report.json", "statistics.json"]
+    assert names_in(tmp_path / "out") == ["p 1.nii.gz", "report", "report.json", "statistics.json"]
 
 
 def test_nifti_input_is_refused_and_says_how_to_go_on(predict, tmp_path):
@@ -100,3 +100,27 @@ def test_series_of_no_study_is_refused_without_its_patient(predict, tmp_path):
     outcome = predict(save_series(tmp_path / "scan", slices))
     outcome.refused("StudyInstanceUID", "scan")
     assert not MARKER.search(outcome.err.encode())
+
+
+def test_errors_within_a_zip_name_the_archive_and_its_member(predict, tmp_path):
+    folder = save_series(tmp_path / "scan", make_series())
+    (folder / "003").write_bytes((folder / "003").read_bytes()[:700])
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for item in sorted(folder.iterdir()):
+            archive.write(item, f"ZZPHI/{item.name}")
+    outcome = predict(tmp_path / "a.zip")
+    outcome.refused(f"{tmp_path / 'a.zip'}, member 4: ")
+    assert "ZZPHI" not in outcome.err
+    assert "sparseg-" not in outcome.err
+
+
+def test_a_zip_is_described_as_its_folder_is(sparseg, series, tmp_path):
+    shutil.make_archive(str(tmp_path / "scan"), "zip", series.parent, "scan")
+    of_folder, of_zip = sparseg("info", series), sparseg("info", tmp_path / "scan.zip")
+    assert (of_folder.code, of_zip.code) == (0, 0)
+    lines = of_zip.out.splitlines()
+    assert str(tmp_path / "scan.zip") in lines[0]
+    assert lines[1:] == of_folder.out.splitlines()[1:]
+    assert len(lines) > 5
+    (tmp_path / "bad.zip").write_bytes(b"PK")
+    sparseg("info", tmp_path / "bad.zip").refused("bad.zip", "sound zip file")

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from sparseg.errors import VolumeError
+from sparseg.errors import GeometryError, VolumeError
 from sparseg.volumes.archive import is_archive, unpacked
 
 
@@ -89,3 +89,20 @@ def test_what_counts_as_an_archive(tmp_path):
     assert is_archive(tmp_path / "a.ZIP")
     assert not is_archive(tmp_path / "folder.zip")
     assert not is_archive(tmp_path / "a.tar")
+
+
+def test_errors_name_the_member_by_its_number_in_the_archive(tmp_path):
+    """Not the temporary file; nor the member's own name, which may be a patient's."""
+    members = [("s/.DS_Store", b"x"), ("DOE^JOHN/1.dcm", b"one"), ("DOE^JOHN/2", b"two")]
+    path = make_zip(tmp_path / "a.zip", members)
+    with pytest.raises(GeometryError) as caught, unpacked(path) as folder:
+        first, second = sorted(folder.iterdir())
+        received = f"{first.name} (9x12) and {second.name} (8x12) of 000777 and 262144"
+        raise GeometryError("a rule", received=received, remedy=f"see {folder}", where=second, code="c")
+    assert caught.value.where == f"{path}, member 3"
+    assert str(caught.value) == (
+        f"{path}, member 3: a rule; received member 2 (9x12) and member 3 (8x12) of 000777 and 262144; "
+        f"see {path}"
+    )
+    assert caught.value.code == "c"
+    assert not folder.exists()

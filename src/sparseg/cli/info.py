@@ -23,7 +23,7 @@ def info(
     Parameters
     ----------
     path
-        Image file, DICOM series folder, dataset folder, model folder or training run.
+        Image file, DICOM series as a folder or a .zip file, dataset folder, model folder or training run.
     affine
         Which form of a NIfTI header to believe where sform and qform contradict each other.
     assume_orientation

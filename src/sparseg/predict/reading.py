@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from sparseg.volumes.archive import is_archive, unpacked
 from sparseg.volumes.io import read_volume
 from sparseg.volumes.volume import Volume
 
@@ -29,7 +30,10 @@ class ReadOptions:
     max_voxels: int = 2**31
 
     def read(self, path: Path) -> Volume:
-        """Read an image; see `read_volume` for the errors."""
+        """Read an image, or the DICOM series in a `.zip`; see `read_volume` and `unpacked` for the errors."""
+        if is_archive(path):
+            with unpacked(path) as folder:
+                return replace(self.read(folder), source=str(path))
         if path.is_dir():
             return read_volume(path, series_uid=self.series_uid, max_voxels=self.max_voxels)
         return read_volume(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from sparseg.errors import VolumeError
+from sparseg.errors import SparsegError, VolumeError
 
 _CHUNK = 1 << 20
 _MAX_MEMBERS = 20_000
@@ -30,7 +30,9 @@ def unpacked(path: Path, *, max_members: int = _MAX_MEMBERS, max_bytes: int = _M
     """Unpack an archive into a temporary folder, which is removed at the end.
 
     Members get numbers for names, so nothing in the archive decides where a file is written; folders within
-    the archive are flattened.
+    the archive are flattened. Errors raised while the folder is in use name the archive and the number of the
+    member, counted from 1 as the archive lists them; names within an archive may be a patient's and are not
+    quoted.
 
     Args:
         path: The .zip file.
@@ -59,12 +61,33 @@ def unpacked(path: Path, *, max_members: int = _MAX_MEMBERS, max_bytes: int = _M
             raise _refuse(
                 path, "the archive must be readable and fit on the disk", received, "disk"
             ) from None
-        yield folder
+        try:
+            yield folder
+        except SparsegError as error:
+            error.where = _by_member(error.where, folder, path)
+            error.args = (_by_member(str(error), folder, path),)
+            raise
+
+
+def _by_member(text: str, folder: Path, path: Path) -> str:
+    """Replace the temporary folder by the archive, and the names of its files by the numbers of members."""
+
+    def number(match: re.Match[str]) -> str:
+        is_member = (folder / match["name"]).is_file()
+        shown = f"member {int(match['number']) + 1}" if is_member else match["name"]
+        return f"{path}, {shown}" if match["folder"] else shown
+
+    place = re.escape(str(folder))
+    named = re.sub(
+        rf"(?P<folder>{place}[/\\])?(?P<name>\b(?P<number>\d{{6}})\b(?:\.[a-z0-9]{{1,5}}\b)?)", number, text
+    )
+    return named.replace(str(folder), str(path))
 
 
 def _checked_members(
     archive: zipfile.ZipFile, path: Path, max_members: int, max_bytes: int
-) -> list[zipfile.ZipInfo]:
+) -> dict[int, zipfile.ZipInfo]:
+    """Members to unpack by their place in the archive."""
     infos = archive.infolist()
     if len(infos) > max_members:
         raise _refuse(path, f"an archive may hold at most {max_members} files", len(infos), "members")
@@ -73,7 +96,8 @@ def _checked_members(
         raise _refuse(path, f"an archive may unpack to at most {max_bytes} bytes", total, "bytes")
     for number, info in enumerate(infos):
         _check_member(info, number, path)
-    return [info for info in infos if not info.is_dir() and not _is_clutter(info.filename)]
+    kept = (not info.is_dir() and not _is_clutter(info.filename) for info in infos)
+    return {number: info for (number, info), is_kept in zip(enumerate(infos), kept, strict=True) if is_kept}
 
 
 def _check_member(info: zipfile.ZipInfo, number: int, path: Path) -> None:
@@ -104,8 +128,8 @@ def _is_clutter(name: str) -> bool:
     return "__MACOSX" in parts or parts[-1].startswith(".") or parts[-1].upper() == "DICOMDIR"
 
 
-def _unpack(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path, path: Path) -> None:
-    for number, info in enumerate(members):
+def _unpack(archive: zipfile.ZipFile, members: dict[int, zipfile.ZipInfo], folder: Path, path: Path) -> None:
+    for number, info in members.items():
         suffix = PurePosixPath(info.filename).suffix.lower()
         # The suffix tells a text file beside the images from a damaged image.
         target = folder / f"{number:06d}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
