@@ -18,7 +18,8 @@ from .figures import Figure
 from .nifti_faults import base_affine, nifti_bytes, save
 
 CONSTANT = {"zeros": np.zeros((12, 14, 10), "f4"), "seven": np.full((12, 14, 10), 7, "f4")}
-SHAPES = [(3, 3, 3), (24, 28, 1), (1, 1, 1), (64, 64, 3), (512, 512, 3)]
+SHAPES = [(3, 3, 3), (24, 28, 1), (1, 1, 1), (64, 64, 3)]
+LARGE = pytest.param((512, 512, 3), marks=pytest.mark.slow)
 
 
 def predicted(tmp_path: Path, array: np.ndarray, *options: str) -> tuple[nib.Nifti1Image, dict[str, object]]:
@@ -55,9 +56,7 @@ def test_n10_constant_image_gives_a_finite_result(tmp_path: Path, kind: str, mor
     assert finite(numbers)
 
 
-@pytest.mark.parametrize(
-    "shape", [pytest.param(s, marks=pytest.mark.slow if 512 in s else ()) for s in SHAPES]
-)
+@pytest.mark.parametrize("shape", [*SHAPES, LARGE])
 def test_n11_labels_of_the_same_shape_and_right(
     tmp_path: Path, figure: Figure, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]
 ) -> None:
