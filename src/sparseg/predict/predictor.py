@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,9 @@ from sparseg.models.segmenter import SparseUNETR
 from sparseg.predict.calibration import Calibration, read_calibration
 from sparseg.predict.case import CaseResult, LoadedCase, TokensKept, WindowResult
 from sparseg.predict.cleanup import clean_labels
-from sparseg.predict.decide import make_decision
 from sparseg.predict.dial import SpeedDial, require_curve, time_window
 from sparseg.predict.label_files import local_image
+from sparseg.predict.maps import MapRecorder, map_paths, recorder_for, removed_on_error
 from sparseg.predict.outputs import write_labels
 from sparseg.predict.preview import (
     Preview,
@@ -37,7 +38,7 @@ from sparseg.predict.statistics import ConfidentDecision, measure_labels
 from sparseg.predict.watch import NetworkWatch
 from sparseg.predict.window_options import empty_rule, mirror_axes
 from sparseg.preprocessing.config import CTIntensity
-from sparseg.preprocessing.orientation import undo_reorient
+from sparseg.preprocessing.orientation import reorient
 from sparseg.preprocessing.pipeline import prepare
 from sparseg.preprocessing.record import PreprocessRecord
 from sparseg.preprocessing.restore import crop_box, model_positions
@@ -48,6 +49,8 @@ from sparseg.windows.mirror import mirrored
 from sparseg.windows.plan import WindowPlan, plan_windows
 from sparseg.windows.sliding import sliding_window
 from sparseg.windows.storage import Storage
+
+logger = logging.getLogger("sparseg")
 
 
 class Predictor:
@@ -144,6 +147,7 @@ class Predictor:
         with local_image(source) as path:
             write = files.writer(path, reading.series_uid)
             image = join_channels([reading.read(path), *(reading.read(other) for other in channels)])
+        image = replace(image, source=str(source))  # an archive, not the folder it was unpacked into
         self._require_channels(image)
         clock.lap("read")
         prepared = prepare(image, self.card.preprocess)
@@ -192,7 +196,15 @@ class Predictor:
         tensor = _as_tensor(image)
         start = time.perf_counter()
         plan = self._plan(tensor)
+        # Memory may have run out at the case before, and the network may have gone to the CPU.
+        self.net.to(self.settings.device)
         watch = NetworkWatch(self.net, image.shape if self.settings.previews else None)
+        storage = Storage(self.settings.max_bytes)
+
+        def on_fallback(change: str) -> None:
+            watch.forget()
+            logger.warning("%s", change)
+
         with torch.inference_mode(), watch:
             logits = sliding_window(
                 tensor,
@@ -204,21 +216,30 @@ class Predictor:
                 empty=self._empty,
                 plan=plan,
                 device=self.settings.device,
-                storage=Storage(self.settings.max_bytes),
+                sums_device=self.settings.sums_device,
+                storage=storage,
+                to_cpu=self.net.cpu,
+                on_fallback=on_fallback,
                 on_progress=on_progress,
                 on_batch=watch.place,
             )
         seconds = {"windows": time.perf_counter() - start, **watch.seconds}
         kept = TokensKept(ratios, tuple(token_counts(self.net, ratios)))
-        return WindowResult(logits, len(plan.starts), plan.num_skipped, seconds, watch.depth, (kept,))
+        return WindowResult(
+            logits, len(plan.starts), plan.num_skipped, seconds, watch.depth, (kept,), storage=storage
+        )
 
     def finish(self, case: LoadedCase, windows: WindowResult, output: Path) -> CaseResult:
         """Last step: labels on the original grid, numbers, file. Either all of it, or no file."""
-        labels, result = self._decide(case, windows)
-        clock = _Clock(result.seconds)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        case.write(output, labels, case.affine, self.card.labels)
-        clock.lap("write")
+        kinds, record = self.settings.files.maps, case.prepared.record
+        with recorder_for(kinds, record, self.card.labels, self.card.regions) as maps:
+            labels, result = self._decide(case, windows, maps)
+            clock = _Clock(result.seconds)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with removed_on_error([output, *map_paths(output).values()] if maps else []):
+                result.maps = maps.write(output, case.affine) if maps else {}
+                case.write(output, labels, case.affine, self.card.labels)
+            clock.lap("write")
         return result
 
     def predict_volume(
@@ -238,13 +259,23 @@ class Predictor:
         case = LoadedCase(prepared, image.affine, write_labels, seconds)
         return self._decide(case, self.run_case(case, on_progress=on_progress))
 
-    def _decide(self, case: LoadedCase, windows: WindowResult) -> tuple[np.ndarray, CaseResult]:
+    def _decide(
+        self, case: LoadedCase, windows: WindowResult, maps: MapRecorder | None = None
+    ) -> tuple[np.ndarray, CaseResult]:
         result = CaseResult(dict(case.seconds), windows.num_windows, windows.num_skipped)
         result.tokens, result.choice = windows.tokens, windows.choice
         _add_window_seconds(result.seconds, windows.part_seconds)
         clock = _Clock(result.seconds)
         decide = ConfidentDecision(self.card.labels, self.card.regions)
-        labels = labels_on_original_grid(windows.logits, case.prepared.record, self.card, decide=decide)
+        labels = labels_on_original_grid(
+            windows.logits,
+            case.prepared.record,
+            self.card,
+            decide=decide,
+            storage=windows.storage,
+            slab=self.settings.finish_slab,
+            on_slab=maps.on_slab if maps else None,
+        )
         clock.lap("finish")
         if self.settings.cleanup:
             result.cleanup = clean_labels(labels, case.affine, self.card.labels, self.settings.cleanup)
@@ -262,7 +293,9 @@ class Predictor:
         previews = {
             **case.previews,
             "labels": label_preview(labels, case.affine),
-            "confidence": confidence_preview(windows.logits, affine, regions=bool(self.card.regions)),
+            "confidence": confidence_preview(
+                windows.logits, affine, regions=bool(self.card.regions), storage=windows.storage
+            ),
         }
         if windows.depth is not None:
             previews["tokens"] = token_preview(windows.depth, affine, self.card.model.patch_size)
@@ -340,19 +373,33 @@ def labels_on_original_grid(
     record: PreprocessRecord,
     card: ModelCard,
     *,
-    decide: Callable[[Tensor], Tensor] | None = None,
+    decide: ConfidentDecision | None = None,
+    storage: Storage | None = None,
+    slab: int = 16,
+    on_slab: Callable[[int, Tensor], None] | None = None,
 ) -> np.ndarray:
     """Ids `[H0, W0, D0]` on the original grid; outside the foreground crop is 0.
 
-    uint8, or uint16 where the model has ids above 255. `decide` is that of `make_decision` unless given.
+    uint8, or uint16 where the model has ids above 255; first axis fastest in memory, as in label files.
+    `decide` notes the confidence on the way, for a caller who wants to know it. `storage` made the logits;
+    `slab` planes are decided at a time; `on_slab` is that of `finish_labels`.
     """
+    decide = decide or ConfidentDecision(card.labels, card.regions)
     positions = [model_positions(record, axis) for axis in range(3)]
     dtype = np.uint8 if max(card.labels) < 256 else np.uint16
-    full = np.zeros(record.reoriented_shape, dtype=dtype)
-    full[crop_box(record)] = finish_labels(
-        logits, positions, decide or make_decision(card.labels, card.regions), dtype=dtype
+    labels = np.zeros(record.original_shape, dtype=dtype, order="F")
+    crop = reorient(labels[None], record.permutation, record.flips)[0][crop_box(record)]
+    touching = (storage or Storage()).touching
+    finish_labels(
+        logits,
+        positions,
+        touching(decide),
+        background=None if decide.background is None else touching(decide.background),
+        slab=slab,
+        on_slab=on_slab,
+        out=crop,
     )
-    return np.ascontiguousarray(undo_reorient(full[None], record.permutation, record.flips)[0])
+    return labels
 
 
 def _as_tensor(image: Volume) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseg.predict.decide import make_decision, paint_order
+from sparseg.predict.decide import make_background_test, make_decision, paint_order
 from sparseg.volumes.geometry import voxel_to_world
 
 
@@ -119,11 +119,15 @@ class ConfidentDecision:
     Args:
         labels: Ids of the model.
         regions: Overlapping regions, or none.
+
+    Attributes:
+        background: That of `make_background_test`; what it is sure of need not be decided.
     """
 
     def __init__(self, labels: Iterable[int], regions: Mapping[str, tuple[int, ...]]) -> None:
         ids = sorted(labels)
         self._decide: Callable[[Tensor], Tensor] = make_decision(ids, regions)
+        self.background = make_background_test(ids, regions)
         # Where several channels paint one id, the smallest region is painted last and decides.
         channels = {label: channel for channel, label in (paint_order(regions) if regions else [])}
         self._channel = torch.zeros(ids[-1] + 1, dtype=torch.int64)
@@ -137,7 +141,7 @@ class ConfidentDecision:
         """Logits `[K, ...]` -> ids `[...]`."""
         ids = self._decide(logits)
         places = ids.flatten().nonzero()[:, 0]
-        found = ids.flatten()[places]
+        found = ids.flatten()[places].long()
         chosen = logits.flatten(1).index_select(1, places.to(logits.device)).cpu().float()
         if self._exclusive:
             # The label is the argmax, so the largest logit is its own and no exponential can overflow.
