@@ -95,14 +95,21 @@ def test_errors_name_the_member_by_its_number_in_the_archive(tmp_path):
     """Not the temporary file; nor the member's own name, which may be a patient's."""
     members = [("s/.DS_Store", b"x"), ("DOE^JOHN/1.dcm", b"one"), ("DOE^JOHN/2", b"two")]
     path = make_zip(tmp_path / "a.zip", members)
-    with pytest.raises(GeometryError) as caught, unpacked(path) as folder:
-        first, second = sorted(folder.iterdir())
-        received = f"{first.name} (9x12) and {second.name} (8x12) of 000777 and 262144"
-        raise GeometryError("a rule", received=received, remedy=f"see {folder}", where=second, code="c")
+    places = []
+
+    def fail():
+        with unpacked(path) as folder:
+            first, second = sorted(folder.iterdir())
+            places.append(folder)
+            received = f"{first.name} (9x12) and {second.name} (8x12) of 000777 and 262144"
+            raise GeometryError("a rule", received=received, remedy=f"see {folder}", where=second, code="c")
+
+    with pytest.raises(GeometryError) as caught:
+        fail()
     assert caught.value.where == f"{path}, member 3"
     assert str(caught.value) == (
         f"{path}, member 3: a rule; received member 2 (9x12) and member 3 (8x12) of 000777 and 262144; "
         f"see {path}"
     )
     assert caught.value.code == "c"
-    assert not folder.exists()
+    assert not places[0].exists()
