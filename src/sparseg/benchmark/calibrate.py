@@ -179,6 +179,18 @@ def time_settings(predictor: Predictor, settings: Sequence[Ratios], *, rounds: i
     return seconds
 
 
+def paired_medians(seconds: Sequence[Sequence[float]], own: int) -> list[float]:
+    """Median time of the own setting times the median ratio to it of the same round, for each setting.
+
+    Runs of one round stand side by side, so that their ratio varies less than they do on a busy machine.
+    """
+    middle = statistics.median(seconds[own])
+    return [
+        middle * statistics.median(one / other for one, other in zip(row, seconds[own], strict=True))
+        for row in seconds
+    ]
+
+
 def mean_dice(rows: Sequence[Sequence[float]]) -> float:
     """Mean over the structures of their means over the cases where they are defined; 0 without any."""
     table = np.array(rows, dtype=np.float64)
@@ -205,6 +217,7 @@ def _curve(
 ) -> Calibration:
     counts = [tuple(token_counts(predictor.net, ratios)) for ratios in settings]
     own = counts.index(tuple(token_counts(predictor.net)))
+    paired = paired_medians(seconds, own)
     points = [
         CurvePoint(
             keep_ratios=ratios,
@@ -212,7 +225,7 @@ def _curve(
             token_counts=counts[index],
             dice=round(mean_dice(measured.dice[index]), 6),
             dice_noise=difference_noise(measured.dice[index], measured.dice[own]),
-            seconds_per_window=statistics.median(seconds[index]),
+            seconds_per_window=paired[index],
             seconds_p10=float(np.quantile(seconds[index], 0.1)),
             seconds_p90=float(np.quantile(seconds[index], 0.9)),
         )

@@ -23,7 +23,7 @@ def curve_figure(calibration: Calibration) -> Figure:
     axes.plot(
         [point.seconds_per_window for point in points], [point.dice for point in points], color=_BLUE, lw=1
     )
-    for point in points:
+    for number, point in enumerate(points):
         x, y = point.seconds_per_window, point.dice
         axes.errorbar(
             x,
@@ -37,7 +37,9 @@ def curve_figure(calibration: Calibration) -> Figure:
             zorder=3,
             label="setting of the model" if point.own else None,
         )
-        axes.annotate(point.name, (x, y), textcoords="offset points", xytext=(6, 6), fontsize=9)
+        axes.annotate(
+            point.name, (x, y), textcoords="offset points", xytext=(5, 6 if number % 2 else -13), fontsize=9
+        )
     machine = calibration.machine
     axes.set_xlabel(f"seconds per window ({machine.device}, {machine.threads} thread(s); bars: p10 to p90)")
     axes.set_ylabel("mean Dice (bars: 2 standard errors\nof the difference to the own setting)")

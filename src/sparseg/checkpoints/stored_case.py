@@ -115,7 +115,7 @@ def make_stored_case(net: SparseUNETR, card: ModelCard) -> StoredCase:
         labels_sha256=labels,
         label_counts=counts,
         positions=tuple(positions),
-        logits=tuple(tuple(row) for row in flat[:, positions].tolist()),
+        logits=tuple(tuple(float(f"{value:.7g}") for value in row) for row in flat[:, positions].tolist()),
         largest=float(flat.abs().max()),
     )
 

@@ -75,7 +75,11 @@ def write_stored_case(folder: Path) -> StoredCase:
         VolumeError: the folder cannot be written to.
     """
     case = make_stored_case(load_model(folder), read_card(folder))
-    content = json.dumps(case.model_dump(mode="json"), indent=1) + "\n"
+    # One line per field: the lists of samples are long.
+    lines = (
+        f" {json.dumps(name)}: {json.dumps(value)}" for name, value in case.model_dump(mode="json").items()
+    )
+    content = "{\n" + ",\n".join(lines) + "\n}\n"
     write_bytes_atomically(folder / FILE, content.encode())
     return case
 

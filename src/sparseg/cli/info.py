@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from sparseg.checkpoints.card import ModelCard
     from sparseg.predict.reading import ReadOptions
 
 
@@ -126,6 +128,26 @@ def _model(path: Path) -> int:
             "trained on": f"{source.num_training_cases} case(s) of {source.dataset!r}, {source.steps} steps",
             "validation Dice": dice,
             "note": source.note or "none",
+            "test case": "verify.json" if (find_model(path) / "verify.json").is_file() else "none",
         }
     )
+    _curve(find_model(path), card)
     return 0
+
+
+def _curve(model: Path, card: ModelCard) -> None:
+    """The model's quality/time curve, where `sparseg calibrate` stored one."""
+    from sparseg.cli.output import print_table
+    from sparseg.errors import CheckpointError
+    from sparseg.predict.calibration import curve_table, read_calibration
+
+    try:
+        found = read_calibration(model, card)
+    except CheckpointError as error:
+        none = error.code == "no-calibration"
+        text = "none; `sparseg calibrate` measures it" if none else str(error)
+        sys.stdout.write(f"quality/time curve: {text}\n")
+        return
+    header, *rows = curve_table(found)
+    measured = f"{found.num_cases} {found.cases} case(s), {found.machine.device}, {found.date}"
+    print_table(f"quality/time curve: {measured}", [str(name) for name in header], rows)

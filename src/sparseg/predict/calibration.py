@@ -33,7 +33,8 @@ class CurvePoint(Config):
         dice: Mean Dice over the structures, each averaged over the cases where it is defined.
         dice_noise: Standard error of the Dice difference to the model's own setting, over pairs of case and
             structure; 0 for the own setting, None where one pair only is defined.
-        seconds_per_window: Median time of one window through the network.
+        seconds_per_window: Median time of one window through the network, by comparison with the own setting
+            in the same round.
         seconds_p10: 10th percentile of the same.
         seconds_p90: 90th percentile of the same.
     """
