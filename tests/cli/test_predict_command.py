@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
+from datetime import UTC, datetime, timedelta
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from hazards.dicom_faults import expected_affine, make_slices, save_series, stored_values
 from hazards.nifti_faults import nifti_bytes, save
+from sparseg import __version__ as sparseg_version
 from sparseg.models.segmenter import SparseUNETR
 from sparseg.predict.case import WINDOW_PARTS
 from sparseg.volumes.nifti_writer import write_image
@@ -56,7 +59,8 @@ class TestRightInput:
         assert outcome.out.count("\n") == 1
         np.testing.assert_array_equal(ids_of(tmp_path / "out" / "liver 7.nii.gz"), truth)
         names = sorted(path.name for path in (tmp_path / "out").iterdir())
-        assert names == ["liver 7.nii.gz", "report.json", "statistics.json"]
+        assert names == ["liver 7.nii.gz", "report", "report.json", "statistics.json"]
+        assert [path.name for path in (tmp_path / "out" / "report").iterdir()] == ["liver 7.json"]
 
     def test_report(self, predict, tmp_path, model_folder):
         truth = write_case(tmp_path / "a.nii")
@@ -67,7 +71,19 @@ class TestRightInput:
         assert model.pop("model") == str(model_folder)
         assert model == {name: report[name] for name in ("weights_sha256", "token_counts", "overlap")}
         weights = (model_folder / "weights.safetensors").read_bytes()
+        age = datetime.now(UTC) - datetime.fromisoformat(report.pop("created"))
+        assert timedelta(seconds=-1) <= age < timedelta(minutes=5)
         assert report == {
+            "schema": 1,
+            "versions": {
+                "sparseg": sparseg_version,
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
+            },
+            "threads": torch.get_num_threads(),
+            "files": {"format": "nii.gz", "labelmap": False, "maps": []},
+            "labels": {"0": "background", "1": "liver", "2": "tumor"},
+            "colours": {"1": [148, 72, 44], "2": [124, 188, 36]},
             "token_counts": [64, 32, 16, 8],
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
             "overlap": 0.25,
@@ -79,6 +95,7 @@ class TestRightInput:
                 "assume_orientation": None,
                 "nonfinite": None,
                 "series_uid": None,
+                "max_voxels": 2**31,
             },
             "cleanup": {"largest_component": [], "fill_holes": [], "min_ml": 0.0},
         }
@@ -87,7 +104,16 @@ class TestRightInput:
         steps = {"read", "prepare", "windows", *WINDOW_PARTS, "finish", "statistics", "write"}
         assert row.pop("seconds").keys() == steps
         assert (row.pop("num_windows"), row.pop("num_windows_skipped")) == (1, 0)
-        assert row == {"case": "a", "status": "ok", "output": "a.nii.gz"}
+        assert row.pop("models") == [{"keep_ratios": None, "token_counts": [64, 32, 16, 8]}]
+        assert len(row.pop("settings_sha256")) == 64
+        assert row == {
+            "case": "a",
+            "status": "ok",
+            "output": "a.nii.gz",
+            "output_sha256": hashlib.sha256((tmp_path / "out" / "a.nii.gz").read_bytes()).hexdigest(),
+            "input_sha256": hashlib.sha256((tmp_path / "a.nii").read_bytes()).hexdigest(),
+            "previews": {},
+        }
 
     def test_overlap_is_the_models_own_unless_given(self, predict, tmp_path, model_folder):
         write_case(tmp_path / "a.nii")
@@ -183,6 +209,7 @@ class TestRightInput:
             "_red_x.nii.gz",
             "b.nii.gz",
             f"{'x' * 100}.nii.gz",
+            "report",
             "report.json",
             "statistics.json",
         }
@@ -367,5 +394,6 @@ def test_interrupt_keeps_the_complete_cases(predict, tmp_path, monkeypatch):
     assert outcome.code == 130
     outcome.one_line("interrupted")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["a.nii.gz", "report.json", "statistics.json"]
+    assert names == ["a.nii.gz", "report", "report.json", "statistics.json"]
+    assert [path.name for path in (tmp_path / "out" / "report").iterdir()] == ["a.json"]
     np.testing.assert_array_equal(ids_of(tmp_path / "out" / "a.nii.gz"), truth)

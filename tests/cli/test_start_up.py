@@ -57,7 +57,7 @@ def test_a_whole_process_from_good_and_bad_input(model_folder, tmp_path):
     assert done.stderr.startswith("error: bad.nii.gz: ")
     assert done.stderr.count("\n") == 1
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["good.nii.gz", "report.json", "statistics.json"]
+    assert names == ["good.nii.gz", "report", "report.json", "statistics.json"]
 
 
 def test_exit_code_of_bad_input(tmp_path):

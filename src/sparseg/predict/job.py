@@ -130,6 +130,7 @@ def _write(
     names = write_previews(folder.preview_folder(case.name), result.previews)
     previews = {name: f"{ROWS}/{case.name}/{file}" for name, file in names.items()}
     output_sha256 = file_sha256(case.output)
+    maps_sha256 = {kind: file_sha256(folder.out / name) for kind, name in result.maps.items()}
     result.seconds["write"] = round(result.seconds["write"] + time.perf_counter() - start, 4)
     row = done_row(
         case,
@@ -137,6 +138,7 @@ def _write(
         folder.key,
         input_sha256=job.input_sha256,
         output_sha256=output_sha256,
+        maps_sha256=maps_sha256,
         previews=previews,
     )
     folder.write_row(row)

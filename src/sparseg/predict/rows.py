@@ -33,9 +33,20 @@ def done_row(
     *,
     input_sha256: str,
     output_sha256: str,
+    maps_sha256: dict[str, str],
     previews: dict[str, str],
 ) -> Row:
-    """The row of a case whose labels are written."""
+    """The row of a case whose labels are written.
+
+    Args:
+        case: The case.
+        result: What became of it.
+        key: Of the run.
+        input_sha256: Hash of what it was read from.
+        output_sha256: Hash of the label file.
+        maps_sha256: Hash of each map.
+        previews: Name -> path relative to the output folder.
+    """
     return {
         "case": case.name,
         "status": "ok",
@@ -49,6 +60,7 @@ def done_row(
         "volumes_ml": result.volumes_ml,
         **result.speed_row(),
         **({} if result.cleanup is None else {"cleanup": asdict(result.cleanup)}),
+        **({"maps": result.maps, "maps_sha256": maps_sha256} if result.maps else {}),
         "previews": previews,
         "statistics": {name: asdict(found) for name, found in result.statistics.items()},
     }

@@ -19,6 +19,8 @@ from sparseg.predict.claims import locked
 from sparseg.predict.fingerprints import RunKey, file_sha256, run_key
 from sparseg.predict.inputs import PredictionCase
 from sparseg.predict.label_files import SUFFIX_OF
+from sparseg.predict.maps import FOLDER as MAPS
+from sparseg.predict.maps import map_paths
 from sparseg.predict.predictor import Predictor
 from sparseg.predict.rows import Row, read_row, row_bytes
 from sparseg.predict.run_report import REPORT, STATISTICS, report_header, write_report
@@ -81,6 +83,8 @@ class RunFolder:
     def remove_if_empty(self) -> None:
         """Take back what `make` made and nobody put anything into."""
         with suppress(OSError):
+            (self.out / MAPS).rmdir()
+        with suppress(OSError):
             self.rows.rmdir()
             for path in self._made[1:]:
                 path.rmdir()
@@ -131,8 +135,11 @@ class RunFolder:
         """
         row = self.row_of(case)
         self.row_path(case.name).unlink(missing_ok=True)
-        for path in {case.output, *self._own_output(case, row)}:
-            path.unlink(missing_ok=True)
+        maps = map_paths(case.output).values()
+        for path in {case.output, *self._own_output(case, row), *maps}:
+            # A link in the place of the folder of the maps leads to files that are not ours.
+            if not path.parent.is_symlink() or path.parent == self.out:
+                path.unlink(missing_ok=True)
         folder = self.preview_folder(case.name)
         if folder.is_symlink():
             folder.unlink()
@@ -201,6 +208,10 @@ class RunFolder:
             return "its file is gone"
         if row["output"] != case.output.name or file_sha256(case.output) != row["output_sha256"]:
             return "its file is not the one that was written"
+        for kind, path in map_paths(case.output).items():
+            wanted = row.get("maps_sha256", {}).get(kind)
+            if wanted and not (path.is_file() and file_sha256(path) == wanted):
+                return f"its {kind} map is not the one that was written"
         names = row["previews"].values()
         if self.wants_previews and not (names and all((self.out / name).is_file() for name in names)):
             return "its pictures are missing"
