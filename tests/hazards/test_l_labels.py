@@ -1,23 +1,29 @@
 """Rows L1 to L5: labels and pairs that must not pass."""
 
+import json
 import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from predict.threshold_model import save_tiny_model
 from sparseg.datasets.dataset import Case, Dataset
 from sparseg.datasets.duplicates import find_duplicates, require_no_leak
 from sparseg.datasets.facts import measure
 from sparseg.datasets.load import load_case
-from sparseg.errors import DatasetError, GeometryError, LabelError, SparsegError
+from sparseg.errors import CheckpointError, ConfigError, DatasetError, GeometryError, LabelError, SparsegError
+from sparseg.predict.ensemble import load_predictor
+from sparseg.predict.settings import PredictSettings
 from sparseg.preprocessing.config import MRIntensity, PreprocessConfig
 from sparseg.preprocessing.pipeline import prepare
 from sparseg.preprocessing.restore import restore_label_map
+from sparseg.training import log
 from sparseg.volumes.io import read_volume
 from sparseg.volumes.nifti_writer import write_image, write_label_map
 from sparseg.volumes.phantoms import make_phantom
 from sparseg.volumes.volume import Volume
+from training.toy import run_toy, write_toy_dataset
 
 NAMES = {0: "background", 1: "liver", 2: "tumor"}
 
@@ -95,6 +101,37 @@ def test_l4_no_id_is_invented(spacing, figure):
     new = {*np.unique(prepared.array), *np.unique(restored)} - {0, 1, 7}
     figure("L4", "new ids", len(new), limit=0)
     assert new == set()
+
+
+@pytest.mark.hazard("L4", "classes or channels that changed their meaning unseen")
+@pytest.mark.parametrize("what", ["labels", "channels"])
+def test_l4_a_run_goes_on_with_its_own_classes_only(tmp_path, monkeypatch, what):
+    """Names are stored with the weights; a dataset.json edited in the meantime does not rename them."""
+    monkeypatch.setattr(log, "draw", lambda _: None)
+    data = write_toy_dataset(tmp_path / "data", 2)
+    run_toy(data, tmp_path / "run", max_steps=1)
+    card = (tmp_path / "run" / "last" / "model.json").read_bytes()
+    assert json.loads(card)["labels"] == {"0": "background", "1": "liver", "2": "tumor"}
+    content = json.loads((data / "dataset.json").read_text())
+    if what == "labels":
+        content["labels"] |= {"1": "tumor", "2": "liver"}
+    else:
+        content["channel_names"] = {"0": "MR"}
+    (data / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=f"go on with the {what}") as error:
+        run_toy(data, tmp_path / "run", resume=True, max_steps=2)
+    assert error.value.code == "resume-differs"
+    assert (tmp_path / "run" / "last" / "model.json").read_bytes() == card
+
+
+@pytest.mark.hazard("L4", "classes or channels that changed their meaning unseen")
+def test_l4_models_with_other_names_vote_together_in_nothing(tmp_path):
+    folders = [
+        save_tiny_model(tmp_path / "a"),
+        save_tiny_model(tmp_path / "b", labels={0: "background", 1: "tumor", 2: "liver"}),
+    ]
+    with pytest.raises(CheckpointError, match="must have the same labels"):
+        load_predictor(folders, PredictSettings())
 
 
 @pytest.mark.hazard("L5", "leaks not seen")

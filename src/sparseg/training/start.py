@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from sparseg.checkpoints.folder import CARD, read_card
 from sparseg.config import load_yaml, parse_config, to_yaml
 from sparseg.datasets.dataset import Dataset
 from sparseg.datasets.facts import CaseFacts
@@ -66,10 +67,12 @@ def train(
         The run, why it ended, and the signal if one stopped it.
 
     Raises:
-        ConfigError: the run folder already holds a run.
+        ConfigError: the run folder already holds a run, or one of other classes or channels is resumed.
     """
     join()
     require_free(run_folder, resume=resume)
+    if resume:
+        _require_same_meaning(run_folder / "last", dataset)
     net = make_network(dataset, config)  # a wrong setting fails here, before anything is prepared
     if resume and (run_folder / SPLITS).is_file():
         splits = run_folder / SPLITS
@@ -121,6 +124,27 @@ def require_free(run_folder: Path, *, resume: bool) -> None:
             remedy="choose another --out, or go on with --resume",
             where=run_folder,
         )
+
+
+def _require_same_meaning(model: Path, dataset: Dataset) -> None:
+    """Refuse to go on with a dataset that gives another meaning to the outputs and inputs of a model.
+
+    Raises:
+        ConfigError: labels, regions or channels that are not those of the model.
+    """
+    if not (model / CARD).is_file():
+        return
+    card = read_card(model)
+    for part in ("labels", "regions", "channels"):
+        before, now = getattr(card, part), getattr(dataset, part)
+        if before != now:
+            raise ConfigError(
+                f"a run must go on with the {part} it was started with: {before}",
+                received=now,
+                remedy="correct the dataset's description, or train anew in another --out",
+                where=model / CARD,
+                code="resume-differs",
+            )
 
 
 def stored_config(run_folder: Path) -> TrainConfig:
