@@ -36,8 +36,8 @@ def finish_labels(
         background: Logits `[K, s, W, D]` -> bool `[s, W, D]`, where the decision is surely 0 whatever is
             interpolated between such voxels; see `make_background_test`. None decides every voxel.
         slab: Target slices per step; bounds the memory at a few times K x slab x 32 x D' floats.
-        on_slab: Called with a slab's first target slice and its logits `[K, s, W', D']`, in order. Who asks for
-            it gets every voxel: no background is left out then, and the memory is K x slab x W' x D' floats.
+        on_slab: Called with a slab's first target slice and its logits `[K, s, W', D']`, in order. It gets
+            every voxel: no background is left out then, and the memory is K x slab x W' x D' floats.
         out: Zeros `[H', W', D']` of an integer type to write into, in any memory layout; None makes uint8.
 
     Returns:
