@@ -96,3 +96,16 @@ def test_many_holes():
     mask[1:-1:2, 1:-1:2] = False
     (polygon,) = require_exact(mask)
     assert area(polygon) == mask.sum() - (1 - 600) / 2
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_channels_take_the_shortest_of_four_directions(turn):
+    mask = np.ones((30, 21), bool)
+    mask[24, 8] = mask[26, 14] = False
+    (polygon,) = require_exact(np.rot90(mask, turn))
+    ends = np.roll(polygon, -1, axis=0)
+    # Only the ends of channels lie a quarter of a voxel off the lines of centres and sides.
+    is_quarter = [(points % 0.5 != 0).any(axis=1) for points in (polygon, ends)]
+    lengths = np.abs(ends - polygon).max(axis=1)[is_quarter[0] & is_quarter[1]]
+    # Each channel twice, and the piece of the side between the two.
+    assert sorted(lengths) == [3.25, 3.25, 5.25, 5.25, 6]

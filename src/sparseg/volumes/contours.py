@@ -10,6 +10,11 @@ import contourpy
 import numpy as np
 
 _OFF_CENTRE = 0.25
+# Towards lower and higher first, lower and higher second coordinates.
+_DIRECTIONS = tuple(
+    np.array(turn, dtype=float)
+    for turn in (((1, 0), (0, 1)), ((-1, 0), (0, 1)), ((0, 1), (1, 0)), ((0, -1), (-1, 0)))
+)
 
 
 def trace_mask(mask: np.ndarray) -> list[np.ndarray]:
@@ -49,20 +54,33 @@ def _corners(ring: np.ndarray) -> np.ndarray:
 
 
 def _join(rings: list[np.ndarray]) -> np.ndarray:
-    """Cut a channel from every hole towards lower first coordinates, to the ring that is next there.
-
-    What it meets there reaches further out than the hole itself, so that all channels together are a tree
-    whose root is the outer ring, the first one.
-    """
+    """Cut a channel from every hole to the ring next to it, all in the direction that makes them shortest."""
     if len(rings) == 1:
         return rings[0]
+    found = []
+    for turn in _DIRECTIONS:
+        turned = [ring @ turn for ring in rings]
+        channels = _channels(turned)
+        length = sum(channel.start - channel.end for channel in channels)
+        found.append((length, turned, channels, turn))
+    _, turned, channels, turn = min(found, key=lambda item: item[0])
+    joined: np.ndarray = _walk(turned, channels) @ turn.T
+    return joined
+
+
+def _walk(rings: list[np.ndarray], channels: list[_Channel]) -> np.ndarray:
+    """Go along the first ring, with a detour through each channel and round its hole.
+
+    What a channel leads to reaches further out than its hole does, so that all channels together are a tree
+    whose root is the first ring.
+    """
     children: dict[int, list[_Channel]] = defaultdict(list)
     starts = [0] * len(rings)
-    for channel in _channels(rings):
+    for channel in channels:
         children[channel.parent].append(channel)
         starts[channel.hole] = channel.hole_edge + 1
     pieces = []
-    # A walk along the outer ring, with a detour wherever a channel begins; a stack, as detours have detours.
+    # A stack, as detours have detours.
     todo: list[_Channel | np.ndarray] = _pieces(rings[0], 0, children[0])[::-1]
     while todo:
         item = todo.pop()
@@ -102,7 +120,7 @@ def _pieces(ring: np.ndarray, first: int, channels: list[_Channel]) -> list[_Cha
 
 
 def _channels(rings: list[np.ndarray]) -> list[_Channel]:
-    """One channel for each ring but the first.
+    """One channel, towards lower first coordinates, for each ring but the first.
 
     It starts beside the hole's outermost point, a quarter of a voxel off that point's line: there it meets
     neither centres nor corners.
