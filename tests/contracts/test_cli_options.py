@@ -92,6 +92,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--deadline": None,
         "--resume": False,
         "--shard": None,
+        "--max-ram": None,
+        "--max-vram": None,
+        "--threads": None,
     },
     "view": {"OUT": REQUIRED, "--port": 0, "--no-browser": False},
     "evaluate": {

@@ -9,6 +9,7 @@ from typing import Annotated
 import cyclopts
 
 from sparseg.cli.batch_options import BatchOptions, current_rank, device_of_rank, ending_cleanly
+from sparseg.cli.budget_options import BudgetOptions
 from sparseg.cli.predict_options import LabelOptions, ReadingOptions, WindowOptions
 from sparseg.cli.speed_options import SpeedOptions
 
@@ -22,6 +23,7 @@ def predict(
     labels: LabelOptions | None = None,
     speed: SpeedOptions | None = None,
     batch: BatchOptions | None = None,
+    budget: BudgetOptions | None = None,
 ) -> int:
     """Segment images into label files on their own grids.
 
@@ -40,6 +42,8 @@ def predict(
     out
         Folder for the label files.
     """
+    budget = budget or BudgetOptions()
+    budget.apply_threads()
     from sparseg.cli.output import progress_bar
     from sparseg.cli.predict_progress import Watcher
     from sparseg.errors import InputError
@@ -59,6 +63,7 @@ def predict(
     settings = windows.settings((reading or ReadingOptions()).reading(), files, cleanup)
     settings = replace(settings, device=device_of_rank(rank, settings.device))
     predictor = load_predictor(model, (speed or SpeedOptions()).applied(settings))
+    budget.prepare(predictor, mine, out)
     with progress_bar(visible=rank is None) as bar, ending_cleanly():
         watcher = Watcher(bar, len(mine))
         errors = predict_cases(predictor, cases, out, watcher, resume=batch.resume, shard=shard)

@@ -63,6 +63,9 @@ class Predictor:
         name: What reports and errors call it.
         curve: Its quality/time curve; needed for a deadline.
 
+    Attributes:
+        guard: Called with an image, its other channels and its series before it is read; may refuse it.
+
     Raises:
         ConfigError: a class to clean up that the model has not, left-right mirroring with sided labels, keep
             ratios that do not fit the model, or keep ratios together with a deadline.
@@ -86,6 +89,7 @@ class Predictor:
         self.card = card
         self.overlap = card.overlap if self.settings.overlap is None else self.settings.overlap
         self.curve = curve
+        self.guard: Callable[[Path, Sequence[Path], str | None], None] | None = None
         self.keep_ratios = stage_ratios(self.net, self.settings.keep_ratios, where=name)
         self._mirror_axes = mirror_axes(self.settings.mirror, card)
         self._empty = None if self.settings.keep_empty else empty_rule(card)
@@ -145,6 +149,8 @@ class Predictor:
         if series_uid is not None:
             reading = replace(reading, series_uid=series_uid)
         with local_image(source) as path:
+            if self.guard is not None:
+                self.guard(path, channels, reading.series_uid)
             write = files.writer(path, reading.series_uid)
             image = join_channels([reading.read(path), *(reading.read(other) for other in channels)])
         image = replace(image, source=str(source))  # an archive, not the folder it was unpacked into

@@ -75,6 +75,19 @@ def read_itk(
     return Volume(array, affine, source=where)
 
 
+def read_itk_header(
+    path: Path, *, assume_orientation: str | None = None
+) -> tuple[TextHeader, np.ndarray]:
+    """Read no more than the header; returns it and the affine voxel -> RAS mm.
+
+    Raises:
+        VolumeError: missing, or a header that cannot be read.
+        GeometryError: orientation or spacing missing, impossible or sheared.
+    """
+    header = _read_header(path)
+    return header, _affine(header, assume_orientation, path)
+
+
 def data_files(path: Path | str) -> tuple[Path, ...]:
     """Return the file, and the file beside it that holds its numbers if that is another.
 
