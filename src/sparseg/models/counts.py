@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparseg.errors import ConfigError
 from sparseg.models.config import SegmenterConfig
+from sparseg.shapes import num_tokens
 from sparseg.tokens.select import num_keep
 
 
@@ -65,3 +66,30 @@ def _merging_counts(config: SegmenterConfig, length: int) -> list[int]:
             )
         counts.append(n - config.num_merge)
     return counts
+
+
+def merge_ratio_like(config: SegmenterConfig) -> float:
+    """The keep ratio per block at which merging costs what the pruning of `config` costs in the encoder.
+
+    A block's attention sees the tokens before the merge and its MLP those after it; their products with
+    weights take 4 E² and 2 E² mlp_ratio per token (products of tokens with tokens are left out).
+
+    Args:
+        config: Of a model with pruning stages.
+
+    Returns:
+        0.5 to 1, in steps of 0.001; the nearest where none fits.
+    """
+    counts, pruned, stage = token_counts(config, num_tokens(config.grid)), 0.0, 0
+    for block in range(config.depth):
+        stage += block in config.pruning_stages
+        pruned += (4 + 2 * config.mlp_ratio) * counts[stage]
+
+    def distance(thousandths: int) -> float:
+        cost, n = 0.0, counts[0]
+        for _ in range(config.depth):
+            cost, n = cost + 4 * n, num_keep(n, thousandths / 1000)
+            cost += 2 * config.mlp_ratio * n
+        return abs(cost - pruned)
+
+    return min(range(500, 1001), key=distance) / 1000

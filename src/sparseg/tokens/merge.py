@@ -85,7 +85,7 @@ def merge_tokens(present: MergedTokens, matching: Matching) -> MergedTokens:
     sizes = torch.zeros_like(present.sizes).scatter_add(1, target, present.sizes).gather(1, kept)
     sums = sums.gather(1, kept.unsqueeze(-1).expand(-1, -1, sums.shape[2]))
     # `kept` is ascending, so the place of a remaining position in it is the number of smaller ones there.
-    places = torch.searchsorted(kept, target.contiguous())
+    places = torch.searchsorted(kept.contiguous(), target.contiguous())
     return MergedTokens(sums / sizes.unsqueeze(-1).to(sums.dtype), sizes, places.gather(1, present.members))
 
 
