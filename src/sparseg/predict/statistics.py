@@ -70,17 +70,20 @@ def measure_labels(
 
 def _profiles(labels: np.ndarray, num_ids: int) -> list[np.ndarray]:
     """Voxels of each id in each plane across each axis: three arrays `[num_ids, length of the axis]`."""
-    height, width, depth = labels.shape
-    profiles = [np.zeros((num_ids, size), dtype=np.int64) for size in labels.shape]
+    # In memory order a plane is one piece, whichever way the array lies.
+    order = np.argsort([-abs(stride) for stride in labels.strides], kind="stable").tolist()
+    turned = labels.transpose(order)
+    height, width, depth = turned.shape
+    profiles = [np.zeros((num_ids, size), dtype=np.int64) for size in turned.shape]
     for i in range(height):
-        plane = labels[i].reshape(-1)
+        plane = turned[i].reshape(-1)
         places = np.flatnonzero(plane)  # background is most of it and not measured
         ids = plane[places].astype(np.int64)
         profiles[0][:, i] = np.bincount(ids, minlength=num_ids)
         for axis, size, position in ((1, width, places // depth), (2, depth, places % depth)):
             counts = np.bincount(ids * size + position, minlength=num_ids * size)
             profiles[axis] += counts.reshape(num_ids, size)
-    return profiles
+    return [profiles[order.index(axis)] for axis in range(3)]
 
 
 def _measure(

@@ -20,6 +20,9 @@ from scipy import sparse
 
 from sparseg.shapes import Triple
 
+# Planes that are resampled at a time.
+_PIECE = 16
+
 
 def num_voxels(num_old: int, ratio: float) -> int:
     """Return how many voxels of `ratio` old edges cover `num_old` voxels (1e-3 voxel of tolerance)."""
@@ -73,18 +76,29 @@ def apply_along(matrix: sparse.csr_array, array: np.ndarray, axis: int) -> np.nd
 def apply_weights(matrices: Sequence[sparse.csr_array | None], array: np.ndarray) -> np.ndarray:
     """Resample `[H,W,D]` along the axes that have a matrix; None leaves an axis untouched.
 
-    Axes that shrink most come first, which keeps the intermediate arrays small.
+    Axes that shrink most come first, which keeps the intermediate arrays small. All but the last are done in
+    pieces that lie across it: a piece stays in the cache, and the whole array is never copied to float32 or
+    to another memory order.
     """
     order = sorted(
         (axis for axis in range(3) if matrices[axis] is not None),
         key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1],  # type: ignore[union-attr]
     )
-    result = array.astype(np.float32, copy=False)
-    for axis in order:
-        matrix = matrices[axis]
-        assert matrix is not None
-        result = apply_along(matrix, result, axis)
-    return np.ascontiguousarray(result)
+    # An axis without a matrix is best, for then nothing is left to do behind the pieces.
+    across = next((axis for axis in (2, 1, 0) if matrices[axis] is None), order[-1] if order else 2)
+    inner = [(axis, matrix) for axis in order if axis != across and (matrix := matrices[axis]) is not None]
+    size = list(array.shape)
+    for axis, matrix in inner:
+        size[axis] = matrix.shape[0]
+    result = np.empty(size, np.float32)
+    for start in range(0, array.shape[across], _PIECE):
+        part = tuple(slice(start, start + _PIECE) if axis == across else slice(None) for axis in range(3))
+        piece = array[part].astype(np.float32, copy=False)
+        for axis, matrix in inner:
+            piece = apply_along(matrix, piece, axis)
+        result[part] = piece
+    rest = matrices[across]
+    return result if rest is None else np.ascontiguousarray(apply_along(rest, result, across))
 
 
 def resampling_weights(old: Triple, new: Triple, ratios: Sequence[float]) -> list[sparse.csr_array | None]:
