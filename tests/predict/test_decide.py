@@ -8,12 +8,41 @@ import pytest
 import torch
 
 from predict.threshold_model import BRATS
-from sparseg.predict.decide import make_decision, paint_order
+from sparseg.predict.decide import largest_class, make_background_test, make_decision, paint_order
 
 
 def test_classes_by_argmax():
     logits = torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(make_decision(range(4), {})(logits), logits.argmax(dim=0))
+    assert torch.equal(make_decision(range(4), {})(logits).long(), logits.argmax(dim=0))
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 14, 256, 300])
+def test_largest_class_is_the_argmax_and_the_first_of_equal_ones(num_classes):
+    generator = torch.Generator().manual_seed(num_classes)
+    # Few different values, so that most places have several largest ones.
+    logits = torch.randint(-3, 3, (num_classes, 7, 6, 5), generator=generator).float()
+    classes = largest_class(logits)
+    values = logits.amax(dim=0)
+    expected = (logits == values).int().argmax(dim=0)
+    assert torch.equal(classes.long(), expected)
+
+
+def test_background_is_sure_only_with_a_lead_that_interpolation_leaves():
+    logits = torch.tensor([[100.0, 100.0, 100.0, 0.0], [0.0, 99.9999, 100.0, 1.0], [-5.0, 1.0, 0.0, 0.0]])
+    sure = make_background_test((0, 3, 7), {})
+    assert sure is not None
+    assert sure(logits.reshape(3, 4, 1, 1)).flatten().tolist() == [True, False, False, False]
+
+
+def test_regions_are_surely_absent_where_none_is_positive():
+    sure = make_background_test((0, 1, 2), {"a": (1, 2), "b": (2,)})
+    assert sure is not None
+    logits = torch.tensor([[-1.0, 0.0, 1e-3, -1.0], [-2.0, 0.0, -1.0, 0.5]]).reshape(2, 4, 1, 1)
+    assert sure(logits).flatten().tolist() == [True, True, False, False]
+
+
+def test_a_model_without_background_has_none_that_is_sure():
+    assert make_background_test((1, 2), {}) is None
 
 
 def test_brats_regions_give_the_innermost_id():

@@ -8,7 +8,7 @@ import torch
 
 from predict.grids import stored_as, turned
 from predict.threshold_model import tiny_card, tiny_net
-from sparseg.predict.decide import make_decision
+from sparseg.predict.decide import make_background_test, make_decision
 from sparseg.predict.predictor import labels_on_original_grid
 from sparseg.preprocessing.config import CTIntensity, PreprocessConfig
 from sparseg.preprocessing.pipeline import plan
@@ -153,3 +153,46 @@ def test_who_watches_sees_every_slab_once_and_where_it_lies():
 
     finish_labels(logits, positions, lambda values: values.argmax(dim=0), slab=5, on_slab=note)
     torch.testing.assert_close(seen, logits, rtol=0, atol=0)
+
+
+def smooth_logits(seed, num_classes, size, *, lead):
+    """Logits that change slowly over the grid, with class 0 `lead` ahead of the others on average."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, num_classes, *(max(2, n // 4) for n in size), generator=generator)
+    logits = torch.nn.functional.interpolate(coarse, size=size, mode="trilinear", align_corners=True)[0]
+    logits[0] += lead
+    return logits
+
+
+@pytest.mark.parametrize("lead", [-9.0, 0.5, 1.5, 9.0])
+@pytest.mark.parametrize(
+    "regions", [{}, {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,), "rest": (4,)}]
+)
+@pytest.mark.parametrize("scale", [0.45, 1.0, 1.7])
+def test_background_that_is_sure_need_not_be_decided(lead, regions, scale, monkeypatch):
+    monkeypatch.setattr("sparseg.windows.finish._TILE", 5)
+    size = (14, 17, 11)
+    logits = smooth_logits(int(10 * lead), 4, size, lead=lead)
+    if regions:
+        logits[0] -= lead
+        logits -= max(lead, -2.0)
+    positions = [np.linspace(-0.7, n - 0.4, round(n / scale)) for n in size]
+    decide, seen = make_decision(range(5), regions), []
+
+    def counted(values):
+        seen.append(values[0].numel())
+        return decide(values)
+
+    everything = finish_labels(logits, positions, decide, slab=4)
+    out = np.zeros(everything.shape, np.uint16, order="F")
+    labels = finish_labels(
+        logits, positions, counted, background=make_background_test(range(5), regions), slab=4, out=out
+    )
+    assert labels is out
+    np.testing.assert_array_equal(labels, everything)
+    if lead == 9.0:
+        assert sum(seen) == 0
+        assert not everything.any()
+    elif lead == 1.5:
+        assert np.count_nonzero(everything) <= sum(seen) < everything.size
+        assert everything.any()

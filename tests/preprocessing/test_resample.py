@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from sparseg.preprocessing.resample import (
+    apply_weights,
     axis_weights,
     num_voxels,
     positions,
     resample_image,
     resample_label_map,
+    resampling_weights,
 )
 
 
@@ -67,3 +69,19 @@ def test_label_result_equals_plain_share_computation():
     shape, ratios = (6, 11, 7), (1.5, 0.75, 1)
     shares = [resample_image((labels == i)[None].astype(np.float32), shape, ratios)[0] for i in ids]
     np.testing.assert_array_equal(resample_label_map(labels, shape, ratios), ids[np.argmax(shares, axis=0)])
+
+
+@pytest.mark.parametrize("ratios", [(1.8, 1.6, 1.0), (1.0, 1.3, 1.0), (1.9, 0.7, 2.4), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pieces_and_memory_order_change_nothing(ratios, order, monkeypatch):
+    array = np.random.default_rng(2).standard_normal((11, 9, 13))
+    shape = tuple(num_voxels(n, r) for n, r in zip(array.shape, ratios, strict=True))
+    matrices = resampling_weights(array.shape, shape, ratios)
+    full = [np.eye(n) if m is None else m.toarray() for n, m in zip(array.shape, matrices, strict=True)]
+    expected = np.einsum("ai,bj,ck,ijk->abc", *full, array)
+    for piece in (1, 4, 100):
+        monkeypatch.setattr("sparseg.preprocessing.resample._PIECE", piece)
+        found = apply_weights(matrices, np.asarray(array, order=order)[::-1][::-1])
+        assert found.dtype == np.float32
+        assert found.flags.c_contiguous
+        np.testing.assert_allclose(found, expected, atol=1e-5)
