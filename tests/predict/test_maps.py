@@ -96,10 +96,12 @@ def test_one_kind_is_the_same_alone(kind, tmp_path):
 
 
 def test_bytes_of_known_logits():
-    logits = torch.tensor([[0.0, 30.0, -1000.0], [0.0, -30.0, 1000.0]])
-    found = map_values(logits, BOTH, exclusive=True)
-    assert found.tolist() == [[128, 255, 0], [128, 0, 255], [128, 0, 0]]
-    assert map_values(logits, ("uncertainty",), exclusive=False).tolist() == [[128, 0, 0]]
+    logits = torch.tensor([[0.0, 30.0, -1000.0], [0.0, -30.0, 1000.0]]).repeat(1, 30)[:, None, :, None]
+    found = map_values(logits, BOTH, exclusive=True)[:, 0, :, 0]
+    expected = [[128, 255, 0], [128, 0, 255], [128, 0, 0]]
+    assert found.tolist() == [row * 30 for row in expected]
+    assert map_values(logits, ("uncertainty",), exclusive=False).flatten().tolist() == [128, 0, 0] * 30
+    assert logits[0, 0, 1, 0] == 30
 
 
 def test_the_file_says_what_its_maps_are(tmp_path):
