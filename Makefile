@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test hazards lint bench clean
+.PHONY: venv demo test test-browser hazards lint bench clean
 
 venv: $(VENV)/.installed
 
@@ -20,8 +20,16 @@ lint: venv
 	$(BIN)/mypy
 
 test: venv
-	$(BIN)/python -m pytest -m "not slow and not network" --durations=5
-	$(BIN)/python -m pytest -m "slow and not network" --durations=5
+	$(BIN)/python -m pytest -m "not slow and not network and not browser" --durations=5
+	$(BIN)/python -m pytest -m "slow and not network and not browser" --durations=5
+
+# The report page in a headless Chromium. Debian's is installed where it is missing and we may.
+test-browser: venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	@test -n "$$CHROMIUM" || command -v chromium google-chrome >/dev/null || { test "$$(id -u)" = 0 && \
+	  command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
+	  { echo "no Chromium: install it (Debian: apt-get install chromium) or set CHROMIUM to its path" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/browser --durations=5
 
 # One row per known fault, with its figure.
 hazards: venv

@@ -5,6 +5,7 @@
   const readData = (id) => JSON.parse(element(id).textContent);
   const data = readData("report-data");
   const isServed = location.protocol === "http:";
+  const unknown = [230, 230, 230];
   const layers = ["labels", "tokens", "confidence"];
   const shown = { number: null, order: [], full: false };
   const waiting = new Map();
@@ -54,7 +55,7 @@
   function dress(image, kind) {
     if (kind === "labels") {
       const used = data.labels.filter((label) => label.id > 0);
-      image.setColormapLabel(discrete(used.map((label) => label.id), used.map((label) => label.colour || [230, 230, 230])));
+      image.setColormapLabel(discrete(used.map((label) => label.id), used.map((label) => label.colour || unknown)));
     } else if (kind === "tokens") {
       image.setColormapLabel(discrete(data.stages.map((_, number) => number + 1), data.stages));
     } else {
@@ -112,6 +113,22 @@
       if (index === 0) nv.setOpacity(0, element("v-image").checked ? 1 : 0);
       else nv.setOpacity(index, kind === layer ? opacity : 0);
     });
+    element("v-legend").replaceChildren(...legendOf(layer).map(([colour, text]) => {
+      const item = document.createElement("span");
+      const swatch = document.createElement("i");
+      swatch.className = "swatch";
+      swatch.style.background = "rgb(" + colour.join(",") + ")";
+      item.append(swatch, text);
+      return item;
+    }));
+  }
+
+  function legendOf(layer) {
+    if (layer === "labels") {
+      return data.labels.filter((label) => sums.has(label.id)).map((label) => [label.colour || unknown, label.name]);
+    }
+    if (layer === "tokens") return data.stages.map((colour, number) => [colour, tokenWord(number + 1)]);
+    return layer === "confidence" ? [[data.low.colour, "probability below " + data.low.below]] : [];
   }
 
   // Voxels of each id: how many, and one of them near the middle.
