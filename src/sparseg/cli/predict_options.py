@@ -114,13 +114,13 @@ class LabelOptions:
     Parameters
     ----------
     format
-        Kind of the label files: nii.gz; seg.nrrd for 3D Slicer; dicom-seg, one DICOM SEG object <case>.dcm
+        Kind of the label files: nii.gz; seg.nrrd for 3D Slicer; dicom-seg, one DICOM SEG object CASE.dcm
         that refers to the input series and, as DICOM demands, carries the patient and study of that series;
-        or rtstruct (experimental), one RTSTRUCT object <case>.dcm of the same kind, with contours.
+        or rtstruct (experimental), one RTSTRUCT object CASE.dcm of the same kind, with contours.
     labelmap
         DICOM SEG of type LABELMAP instead of BINARY; few programs read it yet.
     save
-        Maps to write to maps/<case>_<map>.nii.gz, too: probabilities of all classes, or the uncertainty of
+        Maps to write to maps/CASE_MAP.nii.gz, too: probabilities of all classes, or the uncertainty of
         the label (1 less its probability); may be given several times. Clean-up does not change them.
     largest_component
         Name of a class of which only the largest component is kept; may be given several times; all for all.
