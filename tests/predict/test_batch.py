@@ -91,7 +91,7 @@ class TestRows:
         go(other, cases, out, shard=Shard(2, 2))
         assert [row["case"] for row in report(out)["cases"]] == ["case_001", "case_003"]
 
-    def test_the_same_reports_with_and_without_overlap(self, cases, out, tmp_path, monkeypatch):
+    def test_the_same_reports_with_and_without_overlap(self, cases, out, monkeypatch):
         results = []
         for overlap in (True, False):
             predictor = threshold_predictor(monkeypatch, PredictSettings(overlap_cases=overlap))

@@ -63,6 +63,16 @@ def test_a_number_that_a_younger_process_has_now(tmp_path):
         assert mine.take("a")
 
 
+def test_a_process_that_ended_and_that_nobody_has_waited_for(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.005)
+    plant(tmp_path, "a", replace(this_process(), pid=process.pid, started=time.time()))
+    with Claims(tmp_path, this_process()) as mine:
+        assert mine.take("a")
+    process.wait()
+
+
 def test_another_machine_is_believed_until_it_is_silent(tmp_path, dead_pid):
     elsewhere = replace(this_process(), host="other", pid=dead_pid)
     with Claims(tmp_path, this_process()) as mine:

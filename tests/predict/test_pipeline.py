@@ -22,7 +22,7 @@ def test_every_item_passes_every_step_in_order(overlap, count):
         return take
 
     run_steps(range(count), step("load"), step("work"), step("finish"), overlap=overlap)
-    assert seen == dict.fromkeys(seen, list(range(count)))
+    assert seen == {name: list(range(count)) for name in seen}
 
 
 def test_while_one_is_worked_on_the_next_is_read_and_the_last_written():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ CASES = [PredictionCase(name, Path(name), Path(name)) for name in "gbadfec"]
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 9])
 def test_all_shards_together_have_each_case_once(count):
     parts = [[case.name for case in Shard(index, count).of(CASES)] for index in range(1, count + 1)]
-    assert sorted(sum(parts, [])) == list("abcdefg")
+    assert sorted(chain.from_iterable(parts)) == list("abcdefg")
     assert parts[0] == list("abcdefg")[::count]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

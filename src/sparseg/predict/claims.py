@@ -99,10 +99,11 @@ class Claims:
         self._closed.set()
         self._heart.join()
         with suppress(OSError), locked(self.folder) as lock:
-            for name in tuple(self._held):
-                self._remove_own(name)
+            self._remove_all()
             if not any(self.folder.glob(f"{_RUN}*{SUFFIX}")):
                 lock.unlink()  # whoever waits for it sees that it is gone and makes a new one
+        # Without the lock, which a disk may refuse, they must go all the same: this process lives on.
+        self._remove_all()
 
     def enter_run(self, when_alone: Callable[[], None] = lambda: None) -> None:
         """Say that this process works here; not beside a run that it would disturb.
@@ -165,14 +166,23 @@ class Claims:
 
     def _create(self, name: str) -> None:
         handle = os.open(self._path(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(self._content)
+        except OSError:
+            self._path(name).unlink(missing_ok=True)
+            raise
         self._held.add(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(self._content)
 
     def _remove_own(self, name: str) -> None:
         self._held.discard(name)
         if read_claim(self._path(name)) == self.owner:
             self._path(name).unlink(missing_ok=True)
+
+    def _remove_all(self) -> None:
+        for name in tuple(self._held):
+            with suppress(OSError):
+                self._remove_own(name)
 
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT_S):
@@ -205,8 +215,10 @@ def is_stale(path: Path, owner: Owner, now: float) -> bool:
 
 def _is_alive(owner: Owner) -> bool:
     try:
+        process = psutil.Process(owner.pid)
         # A number is used again for another process after a while.
-        return float(psutil.Process(owner.pid).create_time()) <= owner.started + _CLOCK_STEP_S
+        is_same = float(process.create_time()) <= owner.started + _CLOCK_STEP_S
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
