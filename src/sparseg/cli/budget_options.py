@@ -145,7 +145,7 @@ def plan_lines(plan: RunPlan, *, crops: bool) -> list[str]:
         f"{size_text(found.disk_bytes)} of disk"
         + (f" and {size_text(found.temporary_bytes)} of temporary files" if found.temporary_bytes else "")
     ]
-    if not plan.fits:
+    if not plan.fits and plan.guard is None:  # with a guard, the error of the case says more
         lines.append("warning: the largest case may need more memory than there is")
     if plan.changes:
         lines.append(f"to save memory: {', '.join(plan.changes)}")

@@ -162,7 +162,9 @@ def _num_maps(model: ModelLoad, settings: PredictSettings) -> int:
 
 
 def size_text(num_bytes: float) -> str:
-    """Bytes as text in GiB or MiB."""
+    """Bytes as text in GiB, MiB or, for little, KiB."""
+    if num_bytes < 10 * 2**20:
+        return f"{num_bytes / 2**10:.0f} KiB"
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 
 
