@@ -57,7 +57,7 @@ class Visit:
     """A page that was opened, with everything that it asked for and complained about."""
 
     def __init__(self, browser: Any, address: str) -> None:
-        self.context = browser.new_context(viewport={"width": 900, "height": 700})
+        self.context = browser.new_context(viewport={"width": 760, "height": 560})
         self.page = self.context.new_page()
         self.page.set_default_timeout(WAIT_MS)
         self.requests: list[str] = []
