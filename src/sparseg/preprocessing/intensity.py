@@ -7,16 +7,27 @@ import numpy as np
 from sparseg.preprocessing.config import CTIntensity, MRIntensity
 
 
-def map_intensity(array: np.ndarray, settings: CTIntensity | MRIntensity) -> np.ndarray:
-    """Map `[C,H,W,D]` to model values, float32."""
+def map_intensity(
+    array: np.ndarray, settings: CTIntensity | MRIntensity, *, in_place: bool = False
+) -> np.ndarray:
+    """Map `[C,H,W,D]` to model values, float32.
+
+    Args:
+        array: Values in their own units.
+        settings: What to do.
+        in_place: The array is float32 and may be overwritten, which saves one of its size with CT.
+    """
     if isinstance(settings, CTIntensity):
-        return _clip_and_scale(array, *settings.clip)
+        return _clip_and_scale(array, *settings.clip, out=array if in_place else None)
     return np.stack([_standardise(channel) for channel in array])
 
 
-def _clip_and_scale(array: np.ndarray, low: float, high: float) -> np.ndarray:
-    clipped = np.clip(array.astype(np.float32, copy=False), low, high)
-    return ((clipped - np.float32(low)) * np.float32(2 / (high - low)) - 1).astype(np.float32, copy=False)
+def _clip_and_scale(array: np.ndarray, low: float, high: float, out: np.ndarray | None) -> np.ndarray:
+    result: np.ndarray = np.clip(array.astype(np.float32, copy=False), low, high, out=out)
+    result -= np.float32(low)
+    result *= np.float32(2 / (high - low))
+    result -= 1
+    return result
 
 
 def _standardise(channel: np.ndarray) -> np.ndarray:

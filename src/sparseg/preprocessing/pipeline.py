@@ -49,9 +49,8 @@ def prepare(image: Volume, config: PreprocessConfig, *, labels: Volume | None = 
         require_same_grid(image, labels, what="image and labels")
     record = plan(image, config)
     ratios = _ratios(record)
-    array = map_intensity(
-        resample_image(_to_crop(image.array, record), record.model_shape, ratios), config.intensity
-    )
+    resampled = resample_image(_to_crop(image.array, record), record.model_shape, ratios)
+    array = map_intensity(resampled, config.intensity, in_place=True)
     prepared_labels = None
     if labels is not None:
         resampled = resample_label_map(_to_crop(labels.array, record)[0], record.model_shape, ratios)

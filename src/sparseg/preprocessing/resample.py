@@ -112,7 +112,8 @@ def resampling_weights(old: Triple, new: Triple, ratios: Sequence[float]) -> lis
 def resample_image(array: np.ndarray, shape: Triple, ratios: Sequence[float]) -> np.ndarray:
     """Resample `[C,H,W,D]` to `shape` voxels of `ratios` old edges; returns float32 `[C,*shape]`."""
     matrices = resampling_weights((array.shape[1], array.shape[2], array.shape[3]), shape, ratios)
-    return np.stack([apply_weights(matrices, channel) for channel in array])
+    channels = [apply_weights(matrices, channel) for channel in array]
+    return channels[0][None] if len(channels) == 1 else np.stack(channels)
 
 
 def resample_label_map(labels: np.ndarray, shape: Triple, ratios: Sequence[float]) -> np.ndarray:
