@@ -72,6 +72,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "INPUTS": REQUIRED,
         "--model": REQUIRED,
         "--out": REQUIRED,
+        "--report": False,
         "--overlap": None,
         "--batch-size": 1,
         "--device": "auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ def predict(
     *inputs: Annotated[Path, cyclopts.Parameter(required=True)],
     model: Annotated[tuple[Path, ...], cyclopts.Parameter(negative="")],
     out: Path,
+    report: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     windows: WindowOptions | None = None,
     reading: ReadingOptions | None = None,
     labels: LabelOptions | None = None,
@@ -41,6 +43,9 @@ def predict(
         folds, the mean of the models' probabilities decides.
     out
         Folder for the label files.
+    report
+        Write report.html, too: one page, to be opened without network or server, that shows labels, tokens
+        and confidence in pictures and in a viewer, and where the time went. Keeps small copies of the images.
     """
     budget = budget or BudgetOptions()
     budget.apply_threads()
@@ -61,7 +66,7 @@ def predict(
     shard = batch.part(rank)
     mine = shard.of(cases) if shard else cases
     settings = windows.settings((reading or ReadingOptions()).reading(), files, cleanup)
-    settings = replace(settings, device=device_of_rank(rank, settings.device))
+    settings = replace(settings, device=device_of_rank(rank, settings.device), previews=report)
     predictor = load_predictor(model, (speed or SpeedOptions()).applied(settings))
     budget.prepare(predictor, mine, out)
     with progress_bar(visible=rank is None) as bar, ending_cleanly():
@@ -69,6 +74,17 @@ def predict(
         errors = predict_cases(predictor, cases, out, watcher, resume=batch.resume, shard=shard)
         if rank is not None:
             wait_for_ranks(rank)
+    if report and (rank is None or rank.number == 0):
+        _write_page(out)
     if not errors:
         return 0
     return 2 if len(errors) == len(mine) and all(isinstance(error, InputError) for error in errors) else 1
+
+
+def _write_page(out: Path) -> None:
+    """Write the page of a run; one image that failed alone leaves no report to show."""
+    from sparseg.viewer.report_data import REPORT
+    from sparseg.viewer.report_page import write_report_page
+
+    if (out / REPORT).is_file():
+        sys.stdout.write(f"report: {write_report_page(out)}\n")
