@@ -6,6 +6,8 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,10 +62,21 @@ def os_name() -> str:
     return f"{name} ({platform.machine()})"
 
 
-def commit() -> str | None:
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Use `number` CPU threads within, then as many as before; None leaves torch's number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def commit(measured: Sequence[str] = _MEASURED) -> str | None:
     """Short commit of the source tree this package runs from, None outside one.
 
-    Ends in "-dirty" where the folders that make the numbers differ from it.
+    Ends in "-dirty" where the `measured` parts of the package, those that make the numbers, differ from it.
     """
     folder = Path(__file__).parents[1]
     # An installed copy may lie inside somebody else's repository; only a tracked file speaks for ours.
@@ -72,7 +85,7 @@ def commit() -> str | None:
     short = _git(folder, "rev-parse", "--short=12", "HEAD")
     if not short:
         return None
-    changed = _git(folder, "status", "--porcelain", "--", *_MEASURED)
+    changed = _git(folder, "status", "--porcelain", "--", *measured)
     return f"{short}-dirty" if changed else short
 
 

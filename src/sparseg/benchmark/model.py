@@ -6,8 +6,7 @@ All variants take turns in one process (A B C D, A B C D, ...), so that a machin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparseg.benchmark.machine import commit, describe_machine
+from sparseg.benchmark.machine import commit, cpu_threads, describe_machine
 from sparseg.benchmark.macs import count_macs
 from sparseg.benchmark.memory import measure_peak_memory
 from sparseg.benchmark.report import (
@@ -166,7 +165,7 @@ def bench_model(
         device=_device(device),
         seed=seed,
     )
-    with _threads(threads):
+    with cpu_threads(threads):
         machine = describe_machine(plan.device)
         # First, so that no subprocess runs while anything is timed.
         peaks = _measure_memory(plan, on_progress)
@@ -293,17 +292,6 @@ def _summary(measured: list[Measured]) -> dict[str, Any]:
         "cpu_seconds_all": [one.cpu_seconds for one in measured],
         "parts": {part: median(one.parts[part] for one in measured) for part in measured[0].parts},
     }
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Use `number` CPU threads within, then as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _device(name: str) -> torch.device:
