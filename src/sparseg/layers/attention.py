@@ -23,8 +23,8 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """Attention to the kept tokens and to oneself, whatever is there in between.
 
     The weights are exp(P_ij) G_ij / sum_j exp(P_ij) G_ij with G_ii = 1 and G_ij = keep_j elsewhere (Rao et
-    al., NeurIPS 2021, eq. 10-11). A gradient reaches `keep` even where it is 0, which no additive mask
-    allows; so the weights are written out, and memory grows with n².
+    al., NeurIPS 2021, section 3.3, "attention masking"). A gradient reaches `keep` even where it is 0, which
+    no additive mask allows; so the weights are written out, and memory grows with n².
 
     Args:
         q: Queries; likewise k and v.

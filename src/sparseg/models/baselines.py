@@ -20,7 +20,7 @@ _WAYS = (*PUBLISHED_OPTIONS, "scoring", "pruned_tokens", "completion", "merging"
 # Our defaults, spelt out: a row must not inherit a way of pruning from the preset it is laid over.
 _OURS = {name: SegmenterConfig.model_fields[name].default for name in _WAYS}
 _DENSE = {**_OURS, "pruning_stages": (), "keep_ratio": 1.0, "num_keep": None}
-# What the papers use: Gumbel noise at temperature 1, and lambda_ratio = 2 (Rao et al., section 3.3).
+# What the papers use: Gumbel noise at temperature 1, and lambda_ratio = 2 (Rao et al., section 3.4).
 _GATES = {**_OURS, "scoring": "gates", "temperature": 1.0, "noise_scale": 1.0}
 _RATIO = {"ratio_weight": 2.0}
 

@@ -9,7 +9,7 @@ from sparseg.tokens.stages import StageScores, StageTokens
 
 
 def fuse_tokens(tokens: Tensor, weights: Tensor) -> Tensor:
-    """Sum of tokens weighted by the attention they receive, x = sum a_i x_i (section 3.2; not normalised).
+    """Sum of tokens weighted by the attention they receive, x = sum a_i x_i (section 3.3; not normalised).
 
     Args:
         tokens: `[B, m, E]`.

@@ -24,7 +24,7 @@ def open_gates(
     """Decide for each token by Gumbel-softmax over (keep, drop); the gradient is that of the soft decision.
 
     With two choices the softmax over (keep + g1, drop + g2) is sigmoid((logit + g1 - g2)/tau), logit being
-    keep minus drop (eq. 6-7). A token that an earlier stage dropped stays dropped (eq. 8).
+    keep minus drop (section 3.2 of the paper). A token that an earlier stage dropped stays dropped.
 
     Args:
         logits: `[B, n]`, log-odds of keeping.

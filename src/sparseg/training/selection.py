@@ -198,7 +198,7 @@ def ratio_loss(stage_scores: Sequence[StageScores]) -> Tensor:
     """Teach independent gates to let as many tokens pass as evaluation keeps.
 
     Mean over images and stages of (rho_s - mean of the weights)², rho_s being the share of the whole grid
-    that is to be left after stage s (Rao et al., NeurIPS 2021, eq. 13).
+    that is to be left after stage s (Rao et al., NeurIPS 2021, section 3.4).
 
     Args:
         stage_scores: Of a network with scoring `gates` in training, whose stages have weights.
