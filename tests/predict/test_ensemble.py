@@ -13,9 +13,9 @@ from predict.threshold_model import save_tiny_model, tiny_card, tiny_net
 from sparseg.checkpoints.folder import save_model
 from sparseg.errors import CheckpointError
 from sparseg.models.build import build_segmenter
-from sparseg.predict.batch import write_report
 from sparseg.predict.ensemble import Ensemble, MeanProbabilities, find_models, load_predictor
 from sparseg.predict.predictor import Predictor
+from sparseg.predict.run_report import report_header, write_report
 from sparseg.predict.settings import PredictSettings
 from sparseg.volumes.nifti_writer import write_image
 from sparseg.volumes.phantoms import make_phantom
@@ -152,8 +152,8 @@ def test_a_missing_fold_is_refused(folds):
 
 def test_the_report_names_all_models(folds, tmp_path):
     ensemble = load_predictor([folds], SETTINGS)
-    write_report(tmp_path / "out", ensemble, [])
-    rows = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
+    write_report(tmp_path, report_header(ensemble), [])
+    rows = json.loads((tmp_path / "report.json").read_text())["models"]
     assert [row["model"] for row in rows] == [str(folds / f"fold_{n}" / "best") for n in range(3)]
     assert len({row["weights_sha256"] for row in rows}) == 3
     assert {row["overlap"] for row in rows} == {0.25}
