@@ -97,6 +97,7 @@ def write_case(out: Path, name: str = "patient", volumes: dict[str, Volume] | No
         "case": name,
         "status": "ok",
         "output": f"{name}.nii.gz",
+        "models": [{"keep_ratios": [0.75], "token_counts": [64, 48, 40, 36]}],
         "num_windows": 18,
         "num_windows_skipped": 7,
         "seconds": SECONDS,

@@ -12,7 +12,14 @@ import numpy as np
 
 from sparseg.viewer.report_data import CaseRow, RunReport, RunStatistics
 from sparseg.viewer.report_pictures import LOW_COLOUR, LOW_CONFIDENCE, Plane, draw_case, stage_colours
-from sparseg.viewer.report_tables import link_to, share_bar, statistics_table, swatch, volume_chips
+from sparseg.viewer.report_tables import (
+    link_to,
+    share_bar,
+    statistics_table,
+    swatch,
+    tokens_line,
+    volume_chips,
+)
 from sparseg.viewer.report_volumes import FOLDER
 from sparseg.volumes.atomic import write_bytes_atomically
 from sparseg.volumes.volume import Volume
@@ -60,7 +67,7 @@ def case_section(
     labels = statistics.cases.get(row.case, {})
     content = [
         volume_chips(row.volumes_ml, report.colours_by_name),
-        f"<h4>Where the time went</h4>{share_bar(row.steps())}",
+        f"<h4>Where the time went</h4>{share_bar(row.steps())}{_tokens(row)}",
         "".join(f'<p class="box">{escape(note)}</p>' for note in notes),
         _pictures(row, previews, report, place),
         f"<h4>Structures</h4>{statistics_table(labels, report.colours)}" if labels else "",
@@ -74,6 +81,12 @@ def case_section(
         f'<details class="case" id="case-{number}"{opened}>'
         f"<summary><h3>{escape(row.case)}</h3> {file}</summary>{''.join(content)}</details>"
     )
+
+
+def _tokens(row: CaseRow) -> str:
+    """Tokens kept in this case, which a deadline may have chosen for it alone."""
+    lines = [tokens_line(model.token_counts) for model in row.models if model.token_counts]
+    return f'<p class="small">{"; ".join(lines)}</p>' if lines else ""
 
 
 def _pictures(row: CaseRow, previews: Mapping[str, Volume], report: RunReport, place: Place) -> str:

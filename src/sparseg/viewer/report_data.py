@@ -35,6 +35,15 @@ class _Lenient(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class ModelRow(_Lenient):
+    """One model of a run; of a case, what its tokens were there."""
+
+    model: str = "model"
+    weights_sha256: str | None = None
+    token_counts: list[int] | None = None
+    overlap: float | None = None
+
+
 class CaseRow(_Lenient):
     """One case of a run; a failed one has only a code and a message."""
 
@@ -45,6 +54,7 @@ class CaseRow(_Lenient):
     num_windows_skipped: int = 0
     seconds: dict[str, float] = Field(default_factory=dict)
     volumes_ml: dict[str, float] = Field(default_factory=dict)
+    models: list[ModelRow] = Field(default_factory=list)
     previews: dict[str, str] = Field(default_factory=dict)
     code: str = ""
     message: str = ""
@@ -82,15 +92,6 @@ class LabelRow(_Lenient):
     centroid_mm: tuple[float, float, float] | None = None
     touches_border: bool = False
     mean_confidence: float | None = None
-
-
-class ModelRow(_Lenient):
-    """One model of a run."""
-
-    model: str = "model"
-    weights_sha256: str | None = None
-    token_counts: list[int] | None = None
-    overlap: float | None = None
 
 
 class RunReport(_Lenient):

@@ -318,7 +318,7 @@
     nv = new niivue.Niivue({
       isRadiologicalConvention: true, dragAndDropEnabled: false, logLevel: "error", loadingText: "",
       show3Dcrosshair: true, showLegend: false, multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
-      multiplanarPadPixels: 6, showAllOrientationMarkers: true, crosshairColor: [1, 0.25, 0.25, 0.9],
+      multiplanarPadPixels: 6, showAllOrientationMarkers: true, crosshairColor: [1, 0.25, 0.25, 0.9], crosshairWidth: 0.5,
       fontColor: [1, 0.88, 0.3, 1], backColor: [0, 0, 0, 1], isAntiAlias: true,
       viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "",
     });
