@@ -410,6 +410,8 @@ class TestFaults:
 
     def test_a_single_image_that_fails_leaves_what_others_left(self, predictor, cases, out):
         go(predictor, cases[:2], out)
+        for page in ("report.html", "report/case_002.js"):
+            (out / page).write_text("of an earlier run")
         cases[2].image.write_bytes(b"")
         _, errors = go(predictor, cases[2:3], out)
         assert len(errors) == 1

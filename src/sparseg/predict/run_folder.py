@@ -27,6 +27,8 @@ from sparseg.predict.run_report import REPORT, STATISTICS, report_header, write_
 from sparseg.volumes.atomic import write_bytes_atomically
 
 ROWS = "report"
+# The page is made from the others by who wants one, with `report/<case>.js` beside it where it grows large.
+REPORTS = (REPORT, STATISTICS, "report.html")
 # Of a long list the report is not written anew after each case: at most this share of the time goes into it.
 _REPORT_SHARE = 0.05
 _PART = re.compile(r"\.[0-9a-f]{32}\.part")  # as `write_atomically` calls them
@@ -136,7 +138,7 @@ class RunFolder:
         row = self.row_of(case)
         self.row_path(case.name).unlink(missing_ok=True)
         maps = map_paths(case.output).values()
-        for path in {case.output, *self._own_output(case, row), *maps}:
+        for path in {case.output, *self._own_output(case, row), *maps, self.rows / f"{case.name}.js"}:
             # A link in the place of the folder of the maps leads to files that are not ours.
             if not path.parent.is_symlink() or path.parent == self.out:
                 path.unlink(missing_ok=True)
@@ -153,7 +155,7 @@ class RunFolder:
             OSError: one cannot be removed.
         """
         with locked(self.rows):
-            for name in (REPORT, STATISTICS):
+            for name in REPORTS:
                 (self.out / name).unlink(missing_ok=True)
             for case in cases:
                 row = self.row_of(case)
@@ -184,7 +186,8 @@ class RunFolder:
 
     def forget(self) -> None:
         """Remove rows and reports, for an image that was alone and failed."""
-        for path in (self.out / REPORT, self.out / STATISTICS, *(self.row_path(c.name) for c in self.cases)):
+        reports = [self.out / name for name in REPORTS]
+        for path in (*reports, *(self.row_path(case.name) for case in self.cases)):
             path.unlink(missing_ok=True)
         self._is_behind = False
 
