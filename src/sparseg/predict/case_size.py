@@ -26,13 +26,15 @@ class CaseSize:
 
     Attributes:
         shape: Voxels of the original grid.
+        reoriented_shape: The same on RAS axes.
         model_shape: Voxels of the model grid, at most; RAS axes.
         num_channels: C.
-        stored_bytes: Bytes per voxel and channel in the file, uncompressed.
+        stored_bytes: Bytes per voxel and channel of stored numbers that are held while the image is read.
         is_scaled: Whether the stored numbers become others by a slope.
     """
 
     shape: Triple
+    reoriented_shape: Triple
     model_shape: Triple
     num_channels: int
     stored_bytes: int
@@ -86,20 +88,21 @@ def size_of_case(
     first = grids[0]
     return CaseSize(
         first.shape,
-        model_shape(first.shape, first.affine, config),
+        *grids_of(first.shape, first.affine, config),
         sum(grid.num_channels for grid in grids),
         max(grid.stored_bytes for grid in grids),
         is_scaled=any(grid.is_scaled for grid in grids),
     )
 
 
-def model_shape(shape: Triple, affine: np.ndarray, config: PreprocessConfig) -> Triple:
-    """Voxels on RAS axes of a model grid that covers a whole image; see `preprocessing.pipeline.plan`."""
+def grids_of(shape: Triple, affine: np.ndarray, config: PreprocessConfig) -> tuple[Triple, Triple]:
+    """Shapes on RAS axes of a whole image and of the model grid over it; see `preprocessing.pipeline`."""
     permutation, _ = ras_axes(affine)
     spacing = spacing_of(affine)
-    edges = []
+    sizes, edges = [], []
     for axis, original in enumerate(permutation):
         ratio = 1.0 if config.spacing is None else config.spacing[axis] / float(spacing[original])
         size = shape[original]
+        sizes.append(size)
         edges.append(size if abs(ratio - 1) <= SAME_SPACING else num_voxels(size, ratio))
-    return (edges[0], edges[1], edges[2])
+    return (sizes[0], sizes[1], sizes[2]), (edges[0], edges[1], edges[2])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from sparseg.predict.case_size import CaseSize
 from sparseg.predict.settings import PredictSettings
@@ -15,10 +16,10 @@ from sparseg.shapes import Triple
 FLOAT = 4
 # Blocks of the allocator that are too small to go back to the system, tables, and the like.
 SLACK = 48 * 2**20
-# Peak while an image is prepared: bytes per voxel and channel of the model grid, that grid's image included.
-PREPARE_MODEL = 16
-# The same of the original grid, beside the image itself, where it is resampled.
-PREPARE_ORIGINAL = 4
+# Bytes per voxel while stored numbers become others by a slope, in float64.
+SCALING = 8
+# Bytes per voxel of one channel while it is brought to mean 0 and deviation 1, in float64.
+STANDARDISE = 17
 # Slabs are decided in pieces so wide along the second axis; each is held so many times while interpolated.
 TILE, TILE_COPIES = 32, 6
 # Clean-up numbers the components of a class in 4 bytes, beside masks.
@@ -41,6 +42,7 @@ class ModelLoad:
         overlaps: Overlap of the windows, for each model.
         label_bytes: Bytes of one id.
         regions: Whether the K outputs are overlapping regions.
+        standardises: Whether channels are brought to mean 0 and deviation 1 (MR).
     """
 
     resident_bytes: int
@@ -51,6 +53,7 @@ class ModelLoad:
     overlaps: tuple[float, ...]
     label_bytes: int = 1
     regions: bool = False
+    standardises: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,12 @@ class Footprint:
         load: While the image is read and prepared.
         windows: While the network runs; the prepared image included.
         finish: While labels are made, measured and written; image and logits included.
-        prepared: The prepared image, which is handed on.
         in_file: Bytes of the sums that lie in a temporary file.
     """
 
     load: int
     windows: int
     finish: int
-    prepared: int
     in_file: int
 
     def peak(self, *, overlapping: bool) -> int:
@@ -86,41 +87,71 @@ def footprint(size: CaseSize, model: ModelLoad, settings: PredictSettings) -> Fo
         model: The models at work.
         settings: How they run; `max_bytes`, `sums_device`, `finish_slab`, `batch_size`, what is written.
     """
-    padded = prod(size.padded_shape(model.roi))
-    is_padded = size.padded_shape(model.roi) != size.model_shape
+    sums = _Sums.of(size, model, settings)
     prepared = FLOAT * size.num_channels * prod(size.model_shape)
-    sums = FLOAT * model.num_classes * padded
-    in_file = settings.max_bytes is not None and sums > settings.max_bytes
-    pages = settings.max_bytes or 0
-    held = pages if in_file else sums
-    means = len(model.overlaps) > 1
-    # Several models: the mean, for regions once more for "absent", beside the sums of the model at work.
-    mean = held * (1 + model.regions) if means else 0
-    on_device = settings.sums_device != "cpu"
-    add = (FLOAT * padded + held) if not on_device else 0
-    window = model.window_bytes * settings.batch_size if settings.device == "cpu" else 0
-    image = prepared + (FLOAT * size.num_channels * padded if is_padded else 0)
-    windows = (
-        image + mean + max(FLOAT * padded, add + window + (_window_pages(size, model) if in_file else 0))
-    )
-    copied = held if on_device else 0
     return Footprint(
-        load=_load(size) + SLACK,
-        windows=max(windows, image + mean + add + padded + copied) + SLACK,
-        finish=prepared + max(held, mean) + _finish(size, model, settings, in_file=in_file) + SLACK,
-        prepared=prepared,
-        in_file=(sums * ((2 + model.regions) if means else 1)) if in_file else 0,
+        load=_load(size, model) + SLACK,
+        windows=prepared + _windows(size, model, settings, sums) + SLACK,
+        finish=prepared + max(sums.held, sums.mean) + _finish(size, model, settings, sums) + SLACK,
+        in_file=sums.num_bytes + sums.num_bytes * sums.num_means if sums.in_file else 0,
     )
 
 
-def _load(size: CaseSize) -> int:
-    """Read: the stored numbers beside the values made of them. Prepare: the values beside the model grid."""
-    values = size.num_voxels * size.num_channels
-    stored = values * (size.stored_bytes + (2 * FLOAT if size.is_scaled else 0))
-    resampled = sorted(size.model_shape) != sorted(size.shape)
-    model = PREPARE_MODEL * prod(size.model_shape) * size.num_channels
-    prepare = model + (PREPARE_ORIGINAL * size.num_voxels if resampled else 0)
-    return FLOAT * values + max(stored, prepare)
+class _Sums(NamedTuple):
+    """The sums of the logits: their bytes, whether they lie in a file, and bytes of one in memory.
+
+    Several models have the mean of their probabilities beside it, for regions that of "absent", too.
+    """
+
+    num_bytes: int
+    in_file: bool
+    held: int
+    num_means: int
+
+    @classmethod
+    def of(cls, size: CaseSize, model: ModelLoad, settings: PredictSettings) -> _Sums:
+        num_bytes = FLOAT * model.num_classes * prod(size.padded_shape(model.roi))
+        in_file = settings.max_bytes is not None and num_bytes > settings.max_bytes
+        held = settings.max_bytes if in_file and settings.max_bytes is not None else num_bytes
+        return cls(num_bytes, in_file, held, 1 + model.regions if len(model.overlaps) > 1 else 0)
+
+    @property
+    def mean(self) -> int:
+        """Bytes in memory of the mean."""
+        return self.held * self.num_means
+
+
+def _windows(size: CaseSize, model: ModelLoad, settings: PredictSettings, sums: _Sums) -> int:
+    """Beside the image: it padded, the sums and their weights; a batch, or the mask of voxels not covered."""
+    shape = size.padded_shape(model.roi)
+    padded = 0 if shape == size.model_shape else FLOAT * size.num_channels * prod(shape)
+    batch = model.window_bytes * settings.batch_size if settings.device == "cpu" else 0
+    pages = _window_pages(size, model) if sums.in_file else 0
+    # Sums on a GPU come to the CPU at the end.
+    return padded + sums.mean + FLOAT * prod(shape) + sums.held + max(batch + pages, prod(shape))
+
+
+def _load(size: CaseSize, model: ModelLoad) -> int:
+    """Reading, then preparing; in both the image as read is held as float32."""
+    values, target = size.num_voxels * size.num_channels, prod(size.model_shape)
+    several = size.num_channels > 1
+    stored = values * (size.stored_bytes + (SCALING if size.is_scaled else 0))
+    joined = FLOAT * values if several else 0
+    # All channels resampled, the one at work, and the stack that they are put into.
+    resampled = FLOAT * target * size.num_channels * (2 if several else 1)
+    resample = resampled + 2 * FLOAT * _before_last_axis(size)
+    standardise = resampled + (STANDARDISE * target if model.standardises else 0)
+    return FLOAT * values + max(stored, joined, resample, standardise)
+
+
+def _before_last_axis(size: CaseSize) -> int:
+    """Voxels between the second and the third axis to be resampled; 0 where an axis keeps its voxels.
+
+    With an axis that keeps its voxels an image is resampled piece by piece, else in a whole before the axis
+    that grows most.
+    """
+    growth = sorted(new / old for new, old in zip(size.model_shape, size.reoriented_shape, strict=True))
+    return 0 if 1.0 in growth else int(size.num_voxels * growth[0] * growth[1])
 
 
 def _window_pages(size: CaseSize, model: ModelLoad) -> int:
@@ -128,18 +159,17 @@ def _window_pages(size: CaseSize, model: ModelLoad) -> int:
     return model.roi[0] * (FLOAT * model.roi[1] * size.padded_shape(model.roi)[2] + 2**17)
 
 
-def _finish(size: CaseSize, model: ModelLoad, settings: PredictSettings, *, in_file: bool) -> int:
+def _finish(size: CaseSize, model: ModelLoad, settings: PredictSettings, sums: _Sums) -> int:
     """Beside image and logits: labels, the slab at work, then clean-up, previews and the file."""
     labels = model.label_bytes * size.num_voxels
-    slab, (_, width, depth) = settings.finish_slab, size.shape
-    depth = max(size.shape)  # which axis of the image is the last of the model grid is left open
-    tile = TILE_COPIES * FLOAT * model.num_classes * slab * min(TILE, max(width, depth)) * depth
+    slab, (_, width, depth) = settings.finish_slab, size.reoriented_shape
+    tile = TILE_COPIES * FLOAT * model.num_classes * slab * min(TILE, width) * depth
     planes = _planes(size, slab)
     plane = FLOAT * prod(size.padded_shape(model.roi)[1:])
     # The test for sure background looks at a slab's logits whole, and makes three planes of each.
     test = planes * plane * 3
-    pages = planes * plane * model.num_classes if in_file else 0
-    maps = _maps_share(model, settings) * slab * FLOAT * prod(size.shape) // max(1, min(size.shape))
+    pages = planes * plane * model.num_classes if sums.in_file else 0
+    maps = _maps_share(model, settings) * slab * FLOAT * width * depth
     after = max(
         CLEANUP * size.num_voxels if settings.cleanup else 0,
         int(WRITE[settings.files.format] * size.num_voxels),
@@ -149,9 +179,9 @@ def _finish(size: CaseSize, model: ModelLoad, settings: PredictSettings, *, in_f
 
 
 def _planes(size: CaseSize, slab: int) -> int:
-    """Planes of the model grid that a slab of the original one reaches, at most."""
-    ratio = max(new / old for new, old in zip(sorted(size.model_shape), sorted(size.shape), strict=True))
-    return min(size.model_shape[0], int(slab * ratio) + 2)
+    """Planes of the model grid that a slab of the original one reaches."""
+    growth = size.model_shape[0] / size.reoriented_shape[0]
+    return min(size.model_shape[0], int(slab * growth) + 2)
 
 
 def _maps_share(model: ModelLoad, settings: PredictSettings) -> int:

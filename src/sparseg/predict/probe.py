@@ -9,6 +9,7 @@ import torch
 from sparseg.predict.footprint import ModelLoad
 from sparseg.predict.machine import PeakMeter, resident_bytes
 from sparseg.predict.predictor import Predictor
+from sparseg.preprocessing.config import MRIntensity
 
 
 def measure_model(predictor: Predictor) -> ModelLoad:
@@ -30,6 +31,7 @@ def measure_model(predictor: Predictor) -> ModelLoad:
         overlaps=tuple(member.overlap for member in predictor.members),
         label_bytes=1 if max(card.labels) < 256 else 2,
         regions=bool(card.regions),
+        standardises=isinstance(card.preprocess.intensity, MRIntensity),
     )
 
 

@@ -22,7 +22,7 @@ class ImageGrid:
         shape: Voxels (H0, W0, D0).
         num_channels: C.
         affine: 4x4 voxel -> RAS mm.
-        stored_bytes: Bytes per voxel and channel in the file, uncompressed.
+        stored_bytes: Bytes per voxel and channel of stored numbers that are held while the image is read.
         is_scaled: Whether the stored numbers become others by a slope.
     """
 
@@ -73,8 +73,8 @@ def _series_grid(folder: Path, series_uid: str | None) -> ImageGrid:
 
     slices, affine = series_slices(folder, series_uid=series_uid)
     rows, columns = slices[0].size
-    # Pixels are stored in two bytes, and each slice is rescaled by itself.
-    return ImageGrid((columns, rows, len(slices)), 1, affine, 2, is_scaled=True)
+    # Slices are read and rescaled one by one, so hardly any stored number is held.
+    return ImageGrid((columns, rows, len(slices)), 1, affine, 0)
 
 
 def _triple(shape: tuple[int, ...]) -> Triple:
