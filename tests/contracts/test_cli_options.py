@@ -89,6 +89,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--min-ml": 0.0,
         "--mirror": (),
         "--keep-empty": False,
+        "--body-only": False,
         "--keep-ratio": (),
         "--deadline": None,
         "--resume": False,

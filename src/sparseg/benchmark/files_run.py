@@ -28,8 +28,8 @@ from sparseg.predict.settings import PredictSettings
 
 BASE = "monai"
 # What each way runs: MONAI's transforms; ours on the same field and windows; ours as it comes; ours with the
-# windows left out that decide nothing within the body.
-WAYS = (BASE, "same windows", "default", "skip outside")
+# windows laid over the body.
+WAYS = (BASE, "same windows", "default", "body only")
 PARTS = ("read", "prepare", "network", "stitch", "finish", "statistics", "write")
 
 
@@ -132,7 +132,7 @@ class _NetworkTimer:
 
 
 def _settings(name: str, task: Task) -> PredictSettings:
-    return PredictSettings(overlap=task.overlap, keep_empty=name == "same windows", overlap_cases=False)
+    return PredictSettings(overlap=task.overlap, keep_empty=name == "same windows", body_only=name == "body only", overlap_cases=False)
 
 
 def measure_peak(name: str, task: Task, folder: Path, *, threads: int) -> int:

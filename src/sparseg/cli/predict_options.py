@@ -32,6 +32,9 @@ class WindowOptions:
         each doubles the time. Only for models trained with such flips, and never lr where labels name a side.
     keep_empty
         Run windows that hold only air (CT) or zeros (MR), too, instead of calling them background.
+    body_only
+        Lay the windows over the patient's body, CT only: fewer of them where a table widens the image. What
+        lies outside the box of everything thicker than 2 cm is background.
     """
 
     overlap: float | None = None
@@ -39,6 +42,7 @@ class WindowOptions:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     mirror: Annotated[tuple[Literal["lr", "ap", "si"], ...], cyclopts.Parameter(negative="")] = ()
     keep_empty: Annotated[bool, cyclopts.Parameter(negative="")] = False
+    body_only: Annotated[bool, cyclopts.Parameter(negative="")] = False
 
     def check(self) -> None:
         """Refuse numbers out of range.
@@ -69,6 +73,7 @@ class WindowOptions:
             cleanup,
             mirror=self.mirror,
             keep_empty=self.keep_empty,
+            body_only=self.body_only,
         )
 
 

@@ -36,7 +36,7 @@ from sparseg.predict.ratios import Ratios, stage_ratios, token_counts, with_rati
 from sparseg.predict.settings import PredictSettings
 from sparseg.predict.statistics import ConfidentDecision, measure_labels
 from sparseg.predict.watch import NetworkWatch
-from sparseg.predict.window_options import empty_rule, mirror_axes
+from sparseg.predict.window_options import mirror_axes, skip_rules
 from sparseg.preprocessing.config import CTIntensity
 from sparseg.preprocessing.orientation import reorient
 from sparseg.preprocessing.pipeline import prepare
@@ -44,6 +44,7 @@ from sparseg.preprocessing.record import PreprocessRecord
 from sparseg.preprocessing.restore import crop_box, model_positions
 from sparseg.volumes.geometry import join_channels
 from sparseg.volumes.volume import Volume
+from sparseg.windows.body import body_box
 from sparseg.windows.finish import finish_labels
 from sparseg.windows.mirror import mirrored
 from sparseg.windows.plan import WindowPlan, plan_windows
@@ -92,7 +93,9 @@ class Predictor:
         self.guard: Callable[[Path, Sequence[Path], str | None], None] | None = None
         self.keep_ratios = stage_ratios(self.net, self.settings.keep_ratios, where=name)
         self._mirror_axes = mirror_axes(self.settings.mirror, card)
-        self._empty = None if self.settings.keep_empty else empty_rule(card)
+        self._empty, self._body = skip_rules(
+            card, keep_empty=self.settings.keep_empty, body_only=self.settings.body_only
+        )
 
     @classmethod
     def from_folder(
@@ -201,7 +204,7 @@ class Predictor:
         ratios = self.keep_ratios if keep_ratios is None else keep_ratios[0]
         tensor = _as_tensor(image)
         start = time.perf_counter()
-        plan = self._plan(tensor)
+        plan = self._plan(tensor, image.spacing)
         # Memory may have run out at the case before, and the network may have gone to the CPU.
         self.net.to(self.settings.device)
         watch = NetworkWatch(self.net, image.shape if self.settings.previews else None)
@@ -324,7 +327,7 @@ class Predictor:
 
     def count_windows(self, image: Volume) -> tuple[int, int]:
         """Windows to run and windows skipped as empty, of an image on the model grid."""
-        plan = self._plan(_as_tensor(image))
+        plan = self._plan(_as_tensor(image), image.spacing)
         return len(plan.starts), plan.num_skipped
 
     def network(self, keep_ratios: Ratios) -> Callable[[Tensor], Tensor]:
@@ -354,13 +357,14 @@ class Predictor:
             device=self.settings.device,
         )
 
-    def _plan(self, image: Tensor) -> WindowPlan:
+    def _plan(self, image: Tensor, spacing: Sequence[float]) -> WindowPlan:
         return plan_windows(
             image,
             self.card.model.roi_size,
             self.overlap,
             pad_value=self.card.preprocess.background_value,
             empty=self._empty,
+            box=None if self._body is None else body_box(image, self._body, spacing),
         )
 
     def _require_channels(self, image: Volume) -> None:

@@ -52,6 +52,7 @@ def report_header(predictor: Predictor) -> dict[str, Any]:
         "models": models,
         "mirror": settings.mirror,
         "keep_empty": settings.keep_empty,
+        "body_only": settings.body_only,
         "reading": asdict(settings.reading),
         "cleanup": asdict(settings.cleanup),
         "files": asdict(settings.files),

@@ -25,6 +25,8 @@ class PredictSettings:
         mirror: Directions in which windows are mirrored, too, and the logits averaged: `lr`, `ap`, `si`. Each
             doubles the time; only for models trained with such flips.
         keep_empty: Run windows of pure background, too; see `empty_rule` for what that can change.
+        body_only: Lay the windows over the box of the body only, CT; what lies outside, such as the table, is
+            background. See `body_rule`.
         max_bytes: Memory for the sums of the logits; larger ones lie in a temporary file. None: no limit.
         sums_device: Where the sums of the logits lie: the CPU, or the device if it has room for them.
         finish_slab: Planes of the original grid that are decided at a time.
@@ -45,6 +47,7 @@ class PredictSettings:
     cleanup: Cleanup = field(default_factory=Cleanup)
     mirror: tuple[Mirror, ...] = ()
     keep_empty: bool = False
+    body_only: bool = False
     max_bytes: int | None = None
     sums_device: str = "cpu"
     finish_slab: int = 16

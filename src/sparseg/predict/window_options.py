@@ -8,7 +8,8 @@ from typing import Literal
 
 from sparseg.checkpoints.card import ModelCard
 from sparseg.errors import ConfigError
-from sparseg.preprocessing.config import CTIntensity
+from sparseg.preprocessing.config import CT_FOREGROUND_HU, CTIntensity
+from sparseg.windows.body import BodyRule
 from sparseg.windows.empty import EmptyRule
 
 Mirror = Literal["lr", "ap", "si"]
@@ -43,6 +44,44 @@ def empty_rule(card: ModelCard) -> EmptyRule | None:
         logits = tuple(BACKGROUND_LOGIT if label == 0 else 0.0 for label in sorted(card.labels))
     is_ct = isinstance(card.preprocess.intensity, CTIntensity)
     return EmptyRule(card.preprocess.background_value, logits, CT_TOLERANCE if is_ct else 0.0)
+
+
+def skip_rules(
+    card: ModelCard, *, keep_empty: bool, body_only: bool
+) -> tuple[EmptyRule | None, BodyRule | None]:
+    """Which windows are empty, and which part of the image windows are laid over; None for all.
+
+    Raises:
+        ConfigError: both asked for, or a model that cannot be run over the body only.
+    """
+    if keep_empty and body_only:
+        raise ConfigError(
+            "windows are either kept though empty, or run over the body only",
+            received="both",
+            remedy="leave one out",
+            where="body_only",
+            code="body-only",
+        )
+    return None if keep_empty else empty_rule(card), body_rule(card) if body_only else None
+
+
+def body_rule(card: ModelCard) -> BodyRule:
+    """What counts as body in a CT: above -500 HU, or above the clip minimum where that is higher.
+
+    Raises:
+        ConfigError: not a model for CT, or one without background.
+    """
+    intensity = card.preprocess.intensity
+    if not isinstance(intensity, CTIntensity) or (0 not in card.labels and not card.regions):
+        raise ConfigError(
+            "only a model for CT that knows background can be run over the body only",
+            received="a model for MR" if not isinstance(intensity, CTIntensity) else "no label 0",
+            remedy="leave --body-only out",
+            where="body_only",
+            code="body-only",
+        )
+    low, high = intensity.clip
+    return BodyRule(max(2 * (CT_FOREGROUND_HU - low) / (high - low) - 1, -1 + CT_TOLERANCE))
 
 
 def mirror_axes(mirror: Sequence[Mirror], card: ModelCard) -> tuple[int, ...]:

@@ -95,7 +95,7 @@ def sliding_window(
             on_batch([_without_padding(start, plan) for start in chunk])
         if on_progress is not None:
             on_progress(done, len(plan.starts))
-    fill = None if empty is None or not plan.num_skipped else empty.logits
+    fill = None if empty is None else empty.logits
     return _cut_back(runner.mean(len(fill or ()), fill), plan, image)
 
 
