@@ -90,6 +90,7 @@ class TestRightInput:
             "device": "cpu",
             "mirror": [],
             "keep_empty": False,
+            "body_only": False,
             "reading": {
                 "affine_choice": "refuse",
                 "assume_orientation": None,
