@@ -139,27 +139,24 @@ def gather(entries: Iterable[dict[str, Any]]) -> dict[str, Found]:
     return found
 
 
-def judge(row: Row, found: Found, rounds: int) -> tuple[str, str, str]:
-    """Figures, what was wanted, and `pass`, `FAIL` or `missing`, each figure on a line of its own."""
+def judge(row: Row, found: Found, rounds: int) -> tuple[list[tuple[str, str]], str]:
+    """Each figure with what was wanted, and `pass`, `FAIL` or `missing`."""
     trials = row.trials * (rounds if row.per_round else 1)
-    figures, wanted = [], []
+    figures: list[tuple[str, str]] = []
     good = not found.failed
     for what, (bad, of) in found.counts.items():
-        figures.append(f"{what}: {bad} of {of}")
-        wanted.append("0")
+        figures.append((f"{what}: {bad} of {of}", "0"))
         good = good and bad == 0
     for what, (value, limit, unit) in found.values.items():
-        figures.append(f"{what}: {value:.3g} {unit}".rstrip())
-        wanted.append(f"<= {limit:g} {unit}".rstrip())
+        figures.append((f"{what}: {value:.3g} {unit}".rstrip(), f"<= {limit:g} {unit}".rstrip()))
         good = good and value <= limit
     tried = max((of for _, of in found.counts.values()), default=0)
     if tried < trials:
-        figures.append(f"{tried} trials")
-        wanted.append(f">= {trials}")
+        figures.append((f"{tried} trials", f">= {trials}"))
         good = False
     if not found.counts and not found.values:
-        return "none", "a figure", "FAIL" if found.failed else "missing"
-    return "\n".join(figures), "\n".join(wanted), "pass" if good else "FAIL"
+        return [("none", "a figure")], "FAIL" if found.failed else "missing"
+    return figures, "pass" if good else "FAIL"
 
 
 def make_table(found: dict[str, Found], rounds: int) -> tuple[Table, list[str]]:
@@ -167,11 +164,13 @@ def make_table(found: dict[str, Found], rounds: int) -> tuple[Table, list[str]]:
     table = Table("row", "fault", "figure", "wanted", "tests", "", box=SIMPLE)
     open_rows = []
     for row in ROWS:
-        figures, wanted, verdict = judge(row, found[row.name], rounds)
+        (first, *others), verdict = judge(row, found[row.name], rounds)
         tests = f"{found[row.name].passed}"
         if found[row.name].failed:
             tests += f" ({len(found[row.name].failed)} failed)"
-        table.add_row(row.name, row.fault, figures, wanted, tests, verdict)
+        table.add_row(row.name, row.fault, *first, tests, verdict)
+        for figure, wanted in others:
+            table.add_row("", "", figure, wanted)
         if verdict != "pass":
             open_rows.append(row.name)
     return table, open_rows
