@@ -164,6 +164,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "model verify": {"RUN": REQUIRED, "--write": False, "--device": "cpu"},
     "cache show": {"--cache": None},
     "cache clear": {"--cache": None},
+    "bench files": {
+        "--preset": "vit_tiny_p8",
+        "--model": None,
+        "--size": "full",
+        "--overlap": 0.5,
+        "--json": None,
+        "--pairs": 5,
+        "--warmup": 1,
+        "--threads": None,
+    },
     "bench model": {
         "--preset": "btcv",
         "--json": None,

@@ -20,7 +20,7 @@ from sparseg.benchmark.files_case import CT_SHAPE, CT_SPACING, LABELS, make_ct, 
 from sparseg.checkpoints.card import ModelCard, Provenance
 from sparseg.checkpoints.folder import save_model
 from sparseg.models.build import build_segmenter
-from sparseg.models.segmenter import SparseUNETR
+from sparseg.models.network import Network
 from sparseg.preprocessing.config import CTIntensity, PreprocessConfig
 from sparseg.preprocessing.pipeline import prepare
 from sparseg.shapes import Triple
@@ -30,7 +30,7 @@ MODEL_SPACING = model_spacing(CT_SHAPE, CT_SPACING)
 _SMALL_CROP = 48
 
 
-def model_card(net: SparseUNETR, *, overlap: float = 0.5, crop: bool = True, note: str = "") -> ModelCard:
+def model_card(net: Network, *, overlap: float = 0.5, crop: bool = True, note: str = "") -> ModelCard:
     """Card of a network for the synthetic CT."""
     return ModelCard(
         model=net.config,
@@ -42,16 +42,14 @@ def model_card(net: SparseUNETR, *, overlap: float = 0.5, crop: bool = True, not
     )
 
 
-def random_model(preset: str, seed: int = 0) -> tuple[SparseUNETR, ModelCard]:
+def random_model(preset: str, seed: int = 0) -> tuple[Network, ModelCard]:
     """A preset with seeded random weights, and its card."""
     torch.manual_seed(seed)
     net = build_segmenter(preset).eval()
     return net, model_card(net)
 
 
-def train_model(
-    preset: str, *, steps: int, last_steps: int, num_cases: int = 4, seed: int = 0
-) -> SparseUNETR:
+def train_model(preset: str, *, steps: int, last_steps: int, num_cases: int = 4, seed: int = 0) -> Network:
     """Train a preset on synthetic CTs.
 
     Most steps see crops of 48 voxels, which are eight times as fast; the last ones whole windows.
@@ -75,7 +73,7 @@ def train_model(
     return whole.eval()
 
 
-def _prepared(net: SparseUNETR, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _prepared(net: Network, seed: int) -> tuple[np.ndarray, np.ndarray]:
     image, labels = make_ct(seed=seed)
     done = prepare(image, model_card(net, crop=False).preprocess, labels=labels)
     assert done.labels is not None
@@ -104,7 +102,7 @@ def _crops(
         yield torch.stack(images), torch.stack(targets)
 
 
-def _fit(net: SparseUNETR, batches: Iterator[tuple[Tensor, Tensor]], *, steps: int, rate: float) -> None:
+def _fit(net: Network, batches: Iterator[tuple[Tensor, Tensor]], *, steps: int, rate: float) -> None:
     # Without weights a network this young calls everything background and liver.
     weight = torch.tensor([0.1] + [1.0] * (len(LABELS) - 1))
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.01)

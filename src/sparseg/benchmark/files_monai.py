@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from monai.transforms import (
     Spacingd,
 )
 
-from sparseg.models.segmenter import SparseUNETR
+from sparseg.models.network import Network
 from sparseg.preprocessing.config import CTIntensity, PreprocessConfig
 from sparseg.shapes import Triple
 
@@ -39,11 +40,14 @@ class MonaiPipeline:
         overlap: Share of the roi by which windows overlap; their importance is Gaussian.
     """
 
-    def __init__(self, net: SparseUNETR, config: PreprocessConfig, overlap: float) -> None:
+    def __init__(self, net: Network, config: PreprocessConfig, overlap: float) -> None:
         assert isinstance(config.intensity, CTIntensity)
         low, high = config.intensity.clip
         self.net, self.overlap = net, overlap
-        self.read = Compose([LoadImaged(_IMAGE), EnsureChannelFirstd(_IMAGE)])
+        with warnings.catch_warnings():
+            # Whatever reader is asked for, all are made, and one misses a GPU decoder for DICOM.
+            warnings.filterwarnings("ignore", message="NvImgCodec")
+            self.read = Compose([LoadImaged(_IMAGE), EnsureChannelFirstd(_IMAGE)])
         self.prepare = Compose(
             [
                 Orientationd(_IMAGE, axcodes="RAS", labels=None),

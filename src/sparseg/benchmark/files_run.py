@@ -22,7 +22,7 @@ from sparseg.benchmark.files_monai import MonaiPipeline
 from sparseg.benchmark.memory import peak_resident_bytes
 from sparseg.checkpoints.folder import load_model, read_card
 from sparseg.errors import SparsegError
-from sparseg.models.segmenter import SparseUNETR
+from sparseg.models.network import Network
 from sparseg.predict.predictor import Predictor
 from sparseg.predict.settings import PredictSettings
 
@@ -106,7 +106,7 @@ class _Ours:
 class _NetworkTimer:
     """Seconds within a network and windows it has seen, while the context is open."""
 
-    def __init__(self, net: SparseUNETR) -> None:
+    def __init__(self, net: Network) -> None:
         self.net, self.seconds, self.num_windows = net, 0.0, 0
         self._started = 0.0
 
@@ -132,7 +132,12 @@ class _NetworkTimer:
 
 
 def _settings(name: str, task: Task) -> PredictSettings:
-    return PredictSettings(overlap=task.overlap, keep_empty=name == "same windows", body_only=name == "body only", overlap_cases=False)
+    return PredictSettings(
+        overlap=task.overlap,
+        keep_empty=name == "same windows",
+        body_only=name == "body only",
+        overlap_cases=False,
+    )
 
 
 def measure_peak(name: str, task: Task, folder: Path, *, threads: int) -> int:

@@ -72,7 +72,7 @@ class Row:
     quality_note: str
     preset: str
     roi: Triple
-    patch_size: Triple
+    patch_size: Triple | None
     batch: int
     keep_ratios: tuple[float, ...]
     pairs: int
@@ -107,7 +107,7 @@ def bench_to_file(
     """
     quality = None if quality_file is None else read_quality(quality_file)
     if json_file is not None:
-        _require_writable(Path(json_file))
+        require_writable(Path(json_file))
     result = bench_model(preset, quality=quality, on_progress=on_progress, **options)
     if json_file is not None:
         write_json(json_file, result)
@@ -138,7 +138,8 @@ def bench_model(
         modes: "inference" (forward pass) and "training" (forward, Dice + cross-entropy, backward, AdamW).
         device: "cpu" or "cuda".
         threads: CPU threads; None leaves torch's number.
-        variants: Subset of `VARIANTS`; None takes all that fit the preset.
+        variants: Names out of `VARIANTS`, `PEERS` and `GROUPS`; None takes all of `VARIANTS` that fit the
+            preset.
         quality: Quality of trained weights of this preset (see `read_quality`).
         seed: Of weights, image and target.
         on_progress: Called with a line of text before each pass.
@@ -320,8 +321,12 @@ def _check(pairs: int, warmup: int, batch: int, modes: Sequence[str]) -> None:
         )
 
 
-def _require_writable(path: Path) -> None:
-    """Fail before the run, not after it."""
+def require_writable(path: Path) -> None:
+    """Fail before the run, not after it.
+
+    Raises:
+        ConfigError: a folder, or a place that cannot be written to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise ConfigError(

@@ -26,6 +26,7 @@ def model(
     device: str = "cpu",
     threads: int | None = None,
     quality: Path | None = None,
+    variants: Annotated[tuple[str, ...] | None, cyclopts.Parameter(negative="")] = None,
 ) -> int:
     """Time inference and a training step of sparse, dense patch 8 and dense patch 16 in one interleaved run.
 
@@ -49,6 +50,10 @@ def model(
         CPU threads of the network; default all.
     quality
         metrics.json of an evaluation of trained weights of this preset, to stand beside the times.
+    variants
+        What to time, e.g. --variants sparse --variants peers: sparse, dense_p8, dense_p16_monai, naive_sparse;
+        peers (MONAI's UNETR, SwinUNETR, SegResNet, DynUNet and MedNeXt at the preset's window), peers_tiny, or
+        one of them by its preset. Default: the first four.
     """
     from sparseg.benchmark.model import bench_to_file, table_notes, table_rows
     from sparseg.cli.output import print_table
@@ -63,10 +68,67 @@ def model(
         modes=modes,
         device=device,
         threads=threads,
+        variants=variants,
         on_progress=_say,
     )
     header, *rows = table_rows(result)
     print_table(f"sparseg bench model --preset {preset}", header, rows)
+    sys.stdout.write("\n".join(table_notes(result)) + "\n")
+    if json is not None:
+        sys.stdout.write(f"{json}\n")
+    return 0
+
+
+@app.command
+def files(
+    *,
+    preset: str = "vit_tiny_p8",
+    model: Path | None = None,
+    size: Literal["full", "half"] = "full",
+    overlap: float = 0.5,
+    json: Path | None = None,
+    pairs: int = 5,
+    warmup: int = 1,
+    threads: int | None = None,
+) -> int:
+    """Time prediction from file to file against a pipeline of MONAI's transforms, in one interleaved run.
+
+    Parameters
+    ----------
+    preset
+        Named model with 14 classes; its weights are random.
+    model
+        Model folder to take instead, made by python -m sparseg.benchmark.files_model FOLDER; gives Dice.
+    size
+        Synthetic CT of 512 x 512 x 160 voxels (minutes per pass on a CPU), or of half as many per axis.
+    overlap
+        Share of the window by which neighbouring windows overlap.
+    json
+        File for the result.
+    pairs
+        Timed rounds; each predicts once in every way. Ratios need at least 5.
+    warmup
+        Untimed rounds before.
+    threads
+        CPU threads; default all.
+    """
+    from sparseg.benchmark.files import files_to_json
+    from sparseg.benchmark.files_report import table_notes, table_rows
+    from sparseg.cli.output import print_table
+
+    result = files_to_json(
+        json,
+        preset=preset,
+        model=model,
+        size=size,
+        overlap=overlap,
+        pairs=pairs,
+        warmup=warmup,
+        threads=threads,
+        on_progress=_say,
+    )
+    header, *rows = table_rows(result)
+    print_table("sparseg bench files", header, rows)
     sys.stdout.write("\n".join(table_notes(result)) + "\n")
     if json is not None:
         sys.stdout.write(f"{json}\n")
