@@ -61,7 +61,9 @@ def _coarse(image: Tensor, threshold: float, steps: Sequence[int]) -> Tensor:
     for axis, step in enumerate(steps):
         missing = -cells.shape[axis] % step
         pad = [0, 0] * (2 - axis) + [0, missing]
-        cells = F.pad(cells, pad).unflatten(axis, (-1, step)).any(dim=axis + 1)
+        padded = F.pad(cells, pad)
+        before, after = padded.shape[:axis], padded.shape[axis + 1 :]
+        cells = padded.reshape(*before, -1, step, *after).any(dim=axis + 1)
     return cells
 
 

@@ -102,7 +102,7 @@ def _open_boxes(
     if background is None:
         yield from ((tile, slice(0, len(depths.low))) for tile in tiles)
         return
-    unsure = ~background(logits).cpu().numpy().all(axis=0)
+    unsure = (~background(logits)).any(dim=0).cpu().numpy()
     by_column = unsure[columns.low] | unsure[columns.high]
     wanted = by_column[:, depths.low] | by_column[:, depths.high]
     for tile in tiles:
