@@ -108,7 +108,7 @@ def bytes_of(text: str | None, where: str, total: Callable[[], int]) -> int | No
             found = int(float(text.strip()[:-1]) / 100 * total())
         else:
             found = int(TypeAdapter(ByteSize).validate_python(text.strip()))
-    except (ValidationError, ValueError):
+    except (ValidationError, ValueError, OverflowError):
         found = 0
     if found > 0:
         return found
