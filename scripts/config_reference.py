@@ -11,6 +11,7 @@ from sparseg.config import Config
 from sparseg.datasets.synth.config import SynthConfig
 from sparseg.models.autoencoder import AutoencoderConfig
 from sparseg.models.config import SegmenterConfig
+from sparseg.models.peer_config import PeerConfig
 from sparseg.models.presets import PRESETS
 from sparseg.preprocessing.config import CTIntensity, MRIntensity, PreprocessConfig
 from sparseg.training.config import AugmentConfig, OptimizerConfig, TrainConfig
@@ -23,6 +24,7 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "reference" / "config
 SECTIONS: list[tuple[str, str, type[Config]]] = [
     ("Training run", "top level of the YAML file", TrainConfig),
     ("model", "overrides of the preset", SegmenterConfig),
+    ("model of a peer", "overrides of a preset `peer_...`, a network of MONAI", PeerConfig),
     ("preprocess", "how an image becomes the model's input", PreprocessConfig),
     ("preprocess.intensity, kind: ct", "", CTIntensity),
     ("preprocess.intensity, kind: mr", "", MRIntensity),

@@ -161,7 +161,7 @@ def test_weights_that_are_not_finite_are_never_stored(
     ("change", "rule"),
     [
         (lambda v: v.update(licence="x"), "licence: unknown configuration key"),
-        (lambda v: v["model"].update(depht=5), r"model\.depht: unknown configuration key"),
+        (lambda v: v["model"].update(depht=5), r"model\.sparse_unetr\.depht: unknown configuration key"),
         (lambda v: v.update(format_version=2), "format_version"),
         (lambda v: v["labels"].pop("2"), "the network has 3 outputs, the labels need 2"),
         (lambda v: v.update(regions={"whole": [1, 2]}), "the network has 3 outputs, the labels need 1"),

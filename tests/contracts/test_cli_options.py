@@ -184,6 +184,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--device": "cpu",
         "--threads": None,
         "--quality": None,
+        "--variants": None,
     },
 }
 

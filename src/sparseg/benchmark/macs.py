@@ -21,14 +21,14 @@ def count_macs(
     """Count one variant.
 
     Args:
-        name: One of `VARIANTS`.
+        name: One of `VARIANTS` or `PEERS`.
         config: Settings of the sparse model.
         batch: B.
         mode: "inference" counts the forward pass, "training" forward and backward.
 
     Returns:
-        MACs in all, and of the forward pass alone by part (encoder, assembly, decoder). Norms, activations,
-        pooling, loss and optimiser are not counted.
+        MACs in all, and of the forward pass alone by part (encoder, assembly, decoder; or network).
+        Norms, activations, pooling, loss and optimiser are not counted.
     """
     # Boolean masks have no size on the meta device. The plain implementation multiplies the same matrices
     # as the sparse model, which a test confirms on real tensors.
@@ -46,7 +46,9 @@ def count_macs(
     return total // 2, {part: flops // 2 for part, flops in parts.items()}
 
 
-def _parts(counter: FlopCounterMode, net: torch.nn.Module, encoder: torch.nn.Module) -> dict[str, int]:
+def _parts(counter: FlopCounterMode, net: torch.nn.Module, encoder: torch.nn.Module | None) -> dict[str, int]:
+    if encoder is None:
+        return {"network": counter.get_total_flops()}
     names = {id(module): name for name, module in net.named_modules()}
     counts: dict[str, dict[Any, int]] = counter.get_flop_counts()
     root = type(net).__name__

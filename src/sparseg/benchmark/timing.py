@@ -57,9 +57,14 @@ class Laps:
         )
 
     def parts(self) -> dict[str, float]:
-        """Seconds that ended at each moment but the first, in order; assembly 0 where a model has none."""
+        """Seconds that ended at each moment but the first, in order; assembly 0 where a model has none.
+
+        A network without parts has `network` in place of encoder, assembly and decoder.
+        """
         moments = list(self.times)
         spent = {end: self.times[end] - self.times[start] for start, end in pairwise(moments)}
+        if "encoder" not in spent:
+            return {"network": spent.pop("decoder"), **spent}
         if "assembly" not in spent:
             spent = {"encoder": spent.pop("encoder"), "assembly": 0.0, **spent}
         return spent
@@ -74,7 +79,9 @@ def synchronize(device: torch.device) -> None:
 @contextmanager
 def borders(variant: Variant, laps: Laps) -> Iterator[None]:
     """Within, every forward pass of the variant records the ends of encoder and assembly."""
-    handles = [variant.encoder.register_forward_hook(lambda *_: laps("encoder"))]
+    handles = []
+    if variant.encoder is not None:
+        handles.append(variant.encoder.register_forward_hook(lambda *_: laps("encoder")))
     if variant.decoder is not None:
         handles.append(variant.decoder.register_forward_pre_hook(lambda *_: laps("assembly")))
     try:

@@ -1,9 +1,10 @@
-"""The four models that are measured side by side, all built from one preset."""
+"""The models that are measured side by side: four built from one preset, and peers at its window."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,12 +12,21 @@ from torch import nn
 from sparseg.benchmark.naive import NaiveSparse
 from sparseg.config import parse_config
 from sparseg.errors import ConfigError
-from sparseg.models.build import segmenter_from_config
 from sparseg.models.config import SegmenterConfig
+from sparseg.models.network import parse_network
+from sparseg.models.peers import PeerNet, fuse_attention
+from sparseg.models.presets import PRESETS
 from sparseg.models.presets import preset as preset_values
+from sparseg.models.segmenter import SparseUNETR
 from sparseg.shapes import Triple, num_tokens, token_grid
 
 VARIANTS = ("sparse", "dense_p8", "dense_p16_monai", "naive_sparse")
+PEERS = tuple(name for name in PRESETS if name.startswith("peer_"))
+# Words that stand for several peers.
+GROUPS = {
+    "peers": tuple(name for name in PEERS if not name.endswith("_tiny")),
+    "peers_tiny": tuple(name for name in PEERS if name.endswith("_tiny")),
+}
 MODES = ("inference", "training")
 MONAI_DEPTH = 12
 
@@ -26,21 +36,21 @@ class Variant:
     """One model and what the rows say about it.
 
     Attributes:
-        name: One of `VARIANTS`.
+        name: One of `VARIANTS` or `PEERS`.
         net: `[B, C, *roi]` -> logits `[B, K, *roi]`.
-        encoder: Submodule whose return ends the encoder part.
+        encoder: Submodule whose return ends the encoder part; None in a network without such parts.
         decoder: Submodule whose call starts the decoder part, everything in between being assembly; None:
             the decoder starts where the encoder ends.
-        patch_size: Patch edges in voxels.
+        patch_size: Patch edges in voxels; None where there are no patch tokens.
         token_counts: Patch tokens from the start and after each pruning stage.
         keep_ratios: Keep ratio of each pruning stage.
     """
 
     name: str
     net: nn.Module
-    encoder: nn.Module
+    encoder: nn.Module | None
     decoder: nn.Module | None
-    patch_size: Triple
+    patch_size: Triple | None
     token_counts: list[int]
     keep_ratios: tuple[float, ...]
 
@@ -51,8 +61,8 @@ def bench_config(preset: str) -> SegmenterConfig:
     Raises:
         ConfigError: unknown preset, or one without pruning stages.
     """
-    config = parse_config(SegmenterConfig, preset_values(preset), where=preset)
-    if not config.pruning_stages:
+    config = parse_network(preset_values(preset), where=preset)
+    if not isinstance(config, SegmenterConfig) or not config.pruning_stages:
         raise ConfigError(
             "a benchmark compares a sparse model with dense ones",
             received=f"preset {preset}, which prunes no tokens",
@@ -65,26 +75,35 @@ def bench_config(preset: str) -> SegmenterConfig:
 def choose_variants(
     config: SegmenterConfig, names: Sequence[str] | None = None
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the variants to measure, in the order of `VARIANTS`, and why each other one is left out.
+    """Return the variants to measure, in the order of `VARIANTS` and `PEERS`, and why others are left out.
+
+    Args:
+        config: Settings of the sparse model.
+        names: Of `VARIANTS`, `PEERS` and `GROUPS`; None takes `VARIANTS`.
+
+    Returns:
+        Their names; name -> reason of those of `VARIANTS`, and of peers asked for, that are not among them.
 
     Raises:
         ConfigError: an unknown name, or nothing left to measure.
     """
-    wanted = VARIANTS if names is None else names
-    unknown = sorted(set(wanted) - set(VARIANTS))
+    asked = VARIANTS if names is None else names
+    wanted = {name for word in asked for name in GROUPS.get(word, (word,))}
+    unknown = sorted(wanted - {*VARIANTS, *PEERS})
     if unknown:
         raise ConfigError(
-            f"a variant must be one of {', '.join(VARIANTS)}",
+            f"a variant must be one of {', '.join((*VARIANTS, *GROUPS, *PEERS))}",
             received=", ".join(unknown),
             where="variants",
             remedy="leave the option out to time all",
         )
     left_out = {}
-    for name in VARIANTS:
+    candidates = [*VARIANTS, *(name for name in PEERS if name in wanted)]
+    for name in candidates:
         reason = _misfit(name, config) if name in wanted else "not asked for"
         if reason:
             left_out[name] = reason
-    chosen = [name for name in VARIANTS if name not in left_out]
+    chosen = [name for name in candidates if name not in left_out]
     if not chosen:
         raise ConfigError(
             "at least one variant must fit the preset",
@@ -98,6 +117,11 @@ def choose_variants(
 def _misfit(name: str, config: SegmenterConfig) -> str:
     """Why a variant cannot be built at the sizes of `config`; empty where it can."""
     roi = "x".join(str(edge) for edge in config.roi_size)
+    if name in PEERS:
+        try:
+            parse_network(_peer_values(name, config))
+        except ConfigError as error:
+            return error.rule
     if name == "dense_p8" and any(edge % 8 for edge in config.roi_size):
         return f"roi {roi} is not a multiple of patch 8"
     if name == "dense_p16_monai":
@@ -114,7 +138,7 @@ def build_variant(name: str, config: SegmenterConfig, seed: int = 0) -> Variant:
     """Build one model with random weights; `sparse` and `naive_sparse` of one seed are equal.
 
     Args:
-        name: One of `VARIANTS` that fits `config`.
+        name: One of `VARIANTS` or `PEERS` that fits `config`.
         config: Settings of the sparse model.
         seed: Of the weights; torch's global generator is left as it was.
     """
@@ -122,9 +146,11 @@ def build_variant(name: str, config: SegmenterConfig, seed: int = 0) -> Variant:
         torch.manual_seed(seed)
         if name == "dense_p16_monai":
             return _monai_variant(config)
+        if name in PEERS:
+            return _peer_variant(name, config)
         if name == "dense_p8":
             config = _dense_patch8(config)
-        net = segmenter_from_config(config)
+        net = SparseUNETR(**config.model_dump())
     counts = net.token_counts()
     if name == "naive_sparse":
         naive = NaiveSparse(net)
@@ -166,15 +192,12 @@ def _monai_variant(config: SegmenterConfig) -> Variant:
     return Variant("dense_p16_monai", net, net.vit, None, patch_size, counts, ())
 
 
-def fuse_attention(net: nn.Module) -> int:
-    """Switch MONAI's attention blocks to the fused kernel, which its UNETR does not offer to callers.
+def _peer_values(name: str, config: SegmenterConfig) -> dict[str, Any]:
+    """A peer's own sizes, at the window, channels and classes of the sparse model."""
+    shared = {key: getattr(config, key) for key in ("in_channels", "num_classes", "roi_size")}
+    return {**preset_values(name), **shared}
 
-    Returns:
-        How many blocks were switched.
-    """
-    from monai.networks.blocks.selfattention import SABlock
 
-    blocks = [part for part in net.modules() if isinstance(part, SABlock)]
-    for block in blocks:
-        block.use_flash_attention = True
-    return len(blocks)
+def _peer_variant(name: str, config: SegmenterConfig) -> Variant:
+    net = PeerNet(**_peer_values(name, config))
+    return Variant(name, net, net.encoder, None, net.config.patch_size, net.token_counts(), ())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from sparseg.config import Config
 from sparseg.models.config import SegmenterConfig
+from sparseg.models.peer_config import PeerConfig
 from sparseg.preprocessing.config import PreprocessConfig
 
 
@@ -35,12 +37,24 @@ class Provenance(Config):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
+def _kind_of(model: object) -> str:
+    """Peers alone say which network they are."""
+    has_name = "network" in model if isinstance(model, Mapping) else isinstance(model, PeerConfig)
+    return "peer" if has_name else "sparse_unetr"
+
+
+AnyModel = Annotated[
+    Annotated[SegmenterConfig, Tag("sparse_unetr")] | Annotated[PeerConfig, Tag("peer")],
+    Discriminator(_kind_of),
+]
+
+
 class ModelCard(Config):
     """A trained model without its weights.
 
     Attributes:
         format_version: Version of this file's layout.
-        model: Settings of the network.
+        model: Settings of the network: ours, or a peer of MONAI.
         preprocess: How an image becomes its input.
         channels: Names of the input channels, in order.
         labels: Id -> name; 0 is the background.
@@ -52,7 +66,7 @@ class ModelCard(Config):
     """
 
     format_version: Literal[1] = 1
-    model: SegmenterConfig
+    model: AnyModel
     preprocess: PreprocessConfig
     channels: tuple[str, ...] = Field(min_length=1)
     labels: dict[int, str]

@@ -17,7 +17,7 @@ from sparseg.checkpoints.card import ModelCard
 from sparseg.config import parse_config
 from sparseg.errors import CheckpointError, ConfigError, NumericsError
 from sparseg.models.build import segmenter_from_config
-from sparseg.models.segmenter import SparseUNETR
+from sparseg.models.network import Network
 
 WEIGHTS = "weights.safetensors"
 CARD = "model.json"
@@ -104,7 +104,7 @@ def read_card(folder: Path) -> ModelCard:
         ) from None
 
 
-def load_model(folder: str | Path) -> SparseUNETR:
+def load_model(folder: str | Path) -> Network:
     """Load a trained model, in evaluation mode, float32, on the CPU.
 
     Args:

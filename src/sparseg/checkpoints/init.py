@@ -22,6 +22,7 @@ from sparseg.checkpoints.folder import find_model, load_model
 from sparseg.checkpoints.key_tables import PUBLISHED, KeyTable
 from sparseg.checkpoints.pretrained import is_pretrained, read_encoder
 from sparseg.errors import CheckpointError
+from sparseg.models.network import Network
 from sparseg.models.segmenter import SparseUNETR
 from sparseg.shapes import Triple
 
@@ -76,7 +77,7 @@ class InitReport:
         return "\n".join(lines)
 
 
-def load_encoder_init(net: SparseUNETR, source: Path) -> InitReport:
+def load_encoder_init(net: Network, source: Path) -> InitReport:
     """Fill the encoder of `net` in place; nothing changes when an error is raised.
 
     Args:
@@ -91,8 +92,9 @@ def load_encoder_init(net: SparseUNETR, source: Path) -> InitReport:
 
     Raises:
         CheckpointError: nothing there, of an unknown kind, a tensor that is unknown or missing, or of another
-            width or depth.
+            width or depth; a network, or a trained model, of another kind than ours.
     """
+    net = _ours(net, source)
     if source.is_dir():
         kind, report = _from_folder(net, source)
     else:
@@ -103,13 +105,26 @@ def load_encoder_init(net: SparseUNETR, source: Path) -> InitReport:
     )
 
 
+def _ours(net: Network, where: Path) -> SparseUNETR:
+    """Refuse networks without our encoder."""
+    if not isinstance(net, SparseUNETR):
+        raise CheckpointError(
+            "an encoder to start from goes between models of token sparsification",
+            received=f"a {type(net).__name__}",
+            remedy="leave --init out, or choose a preset that is no peer",
+            where=where,
+            code="init-kind",
+        )
+    return net
+
+
 def _from_folder(net: SparseUNETR, folder: Path) -> tuple[str, AdapterReport]:
     if is_pretrained(folder):
         card, encoder = read_encoder(folder)
         state = {f"encoder.{name}": value for name, value in encoder.items()}
         return "pre-training", _take(net, state, card.model.grid, where=folder)
     path = find_model(folder)
-    model = load_model(path)
+    model = _ours(load_model(path), path)
     return "trained model", _take(net, model.state_dict(), model.config.grid, where=path)
 
 

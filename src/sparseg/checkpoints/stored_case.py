@@ -17,7 +17,7 @@ from torch import Tensor
 from sparseg.checkpoints.card import ModelCard
 from sparseg.config import Config
 from sparseg.errors import NumericsError
-from sparseg.models.segmenter import SelectionOutput, SparseUNETR
+from sparseg.models.network import Network
 
 FILE = "verify.json"
 TOLERANCE = 1e-4  # float32 on the CPU, relative to the largest logit
@@ -79,7 +79,7 @@ def formula_input(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.from_numpy(np.stack(waves)[None].astype(np.float32))
 
 
-def make_stored_case(net: SparseUNETR, card: ModelCard) -> StoredCase:
+def make_stored_case(net: Network, card: ModelCard) -> StoredCase:
     """Run the network, float32 in evaluation mode on the CPU, on the formula's input.
 
     Of several inputs the first is taken for which every stage's cut through the scores is clear, so that
@@ -120,13 +120,13 @@ def make_stored_case(net: SparseUNETR, card: ModelCard) -> StoredCase:
     )
 
 
-def run_case(net: SparseUNETR, shape: tuple[int, ...], seed: int) -> tuple[Tensor, float]:
+def run_case(net: Network, shape: tuple[int, ...], seed: int) -> tuple[Tensor, float]:
     """Logits `[K, H, W, D]` on the CPU, and the clearest cut that all stages reach (infinite if dense)."""
     device = next(net.parameters()).device
     with torch.inference_mode():
-        found = net(formula_input(shape, seed).to(device), return_selection=True)
-    cuts = [_cut(stage.scores[0], stage.indices[0], stage.kept[0]) for stage in found.selection]
-    return _logits(found), min(cuts, default=float("inf"))
+        logits, decisions = net.with_decisions(formula_input(shape, seed).to(device))
+    cuts = [_cut(stage.scores[0], stage.indices[0], stage.kept[0]) for stage in decisions]
+    return logits[0].float().cpu(), min(cuts, default=float("inf"))
 
 
 def decided(logits: Tensor, *, regions: bool) -> tuple[str, tuple[int, ...]]:
@@ -146,12 +146,6 @@ def card_hash(card: ModelCard) -> str:
     # Without defaults, so that a setting added by a later version does not change it.
     values = card.model_dump(mode="json", exclude={"provenance", "weights_sha256"}, exclude_defaults=True)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _logits(found: SelectionOutput) -> Tensor:
-    logits = found.logits
-    whole = logits[0] if isinstance(logits, list) else logits
-    return whole[0].float().cpu()
 
 
 def _cut(scores: Tensor, indices: Tensor, kept: Tensor) -> float:

@@ -23,7 +23,7 @@ from sparseg.checkpoints.stored_case import (
 )
 from sparseg.config import parse_config
 from sparseg.errors import CheckpointError, ConfigError
-from sparseg.models.segmenter import SparseUNETR
+from sparseg.models.network import Network
 from sparseg.volumes.atomic import write_bytes_atomically
 
 # Share of the voxels that may have other labels: those where two classes are as good as equal.
@@ -106,7 +106,7 @@ def read_stored_case(folder: Path) -> StoredCase | None:
         ) from None
 
 
-def _stored_case_checks(folder: Path, card: ModelCard, net: SparseUNETR) -> list[Check]:
+def _stored_case_checks(folder: Path, card: ModelCard, net: Network) -> list[Check]:
     try:
         case = read_stored_case(folder)
     except CheckpointError as error:

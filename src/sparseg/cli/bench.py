@@ -51,9 +51,9 @@ def model(
     quality
         metrics.json of an evaluation of trained weights of this preset, to stand beside the times.
     variants
-        What to time, e.g. --variants sparse --variants peers: sparse, dense_p8, dense_p16_monai, naive_sparse;
-        peers (MONAI's UNETR, SwinUNETR, SegResNet, DynUNet and MedNeXt at the preset's window), peers_tiny, or
-        one of them by its preset. Default: the first four.
+        What to time, e.g. sparse peers: sparse, dense_p8, dense_p16_monai, naive_sparse; peers (MONAI's
+        UNETR, SwinUNETR, SegResNet, DynUNet and MedNeXt at the preset's window), peers_tiny, or one of them
+        by its preset. Default: the first four.
     """
     from sparseg.benchmark.model import bench_to_file, table_notes, table_rows
     from sparseg.cli.output import print_table

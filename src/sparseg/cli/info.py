@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from sparseg.checkpoints.card import ModelCard
+    from sparseg.models.network import NetworkConfig
     from sparseg.predict.reading import ReadOptions
 
 
@@ -119,9 +120,7 @@ def _model(path: Path) -> int:
             "channels": ", ".join(card.channels),
             "labels": ", ".join(f"{number} {name}" for number, name in card.labels.items()),
             "window (voxels)": " x ".join(map(str, card.model.roi_size)),
-            "patch (voxels)": " x ".join(map(str, card.model.patch_size)),
-            "tokens per stage": " -> ".join(map(str, net.token_counts())),
-            "width, depth, heads": f"{card.model.embed_dim}, {card.model.depth}, {card.model.num_heads}",
+            **_network(card.model, net.token_counts()),
             "parameters": f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M",
             "spacing (mm)": "as the image" if card.preprocess.spacing is None else card.preprocess.spacing,
             "intensity": card.preprocess.intensity.model_dump(),
@@ -133,6 +132,20 @@ def _model(path: Path) -> int:
     )
     _curve(find_model(path), card)
     return 0
+
+
+def _network(model: NetworkConfig, counts: list[int]) -> dict[str, object]:
+    """What there is to say of a network besides its window: ours, or a peer of MONAI."""
+    from sparseg.models.peer_config import PeerConfig
+
+    tokens = {"tokens per stage": " -> ".join(map(str, counts))} if counts else {}
+    if isinstance(model, PeerConfig):
+        return {"network": f"{model.network}, width {model.feature_size}", **tokens}
+    return {
+        "patch (voxels)": " x ".join(map(str, model.patch_size)),
+        **tokens,
+        "width, depth, heads": f"{model.embed_dim}, {model.depth}, {model.num_heads}",
+    }
 
 
 def _curve(model: Path, card: ModelCard) -> None:

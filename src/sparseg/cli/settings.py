@@ -48,14 +48,14 @@ def combine_settings(
         ConfigError: an unknown setting, or one out of range.
     """
     from sparseg.config import merge, override, parse_config
-    from sparseg.models.config import SegmenterConfig
+    from sparseg.models.network import parse_network
     from sparseg.models.presets import preset as find_preset
     from sparseg.training.config import TrainConfig
 
     settings = parse_config(TrainConfig, merge(override(values, assignments), flags), where=where or "")
     # Checked here too, where the file that holds a wrong model setting is known.
     place = f"{where}: model" if where else "model"
-    parse_config(SegmenterConfig, {**find_preset(settings.preset), **settings.model}, where=place)
+    parse_network({**find_preset(settings.preset), **settings.model}, where=place)
     return settings
 
 

@@ -47,11 +47,39 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patch_size": 8,
         "keep_ratio": 0.25,
     },
+    # Peers from MONAI in the sizes their authors published: 92.8, 62.2, 18.8, 31.2 and 5.6 million weights.
+    "peer_unetr16": {
+        "network": "unetr16",
+        "feature_size": 16,
+        "embed_dim": 768,
+        "num_heads": 12,
+    },
+    "peer_swin_unetr": {"network": "swin_unetr", "feature_size": 48},
+    "peer_segresnet": {"network": "segresnet", "feature_size": 32},
+    "peer_dynunet": {"network": "dynunet", "feature_size": 32, "num_levels": 6},
+    "peer_mednext": {"network": "mednext_s", "feature_size": 32},
+    # Small ones for the CPU: 7.0, 4.1, 1.2, 0.35 and 0.37 million weights.
+    "peer_unetr16_tiny": {
+        "network": "unetr16",
+        "roi_size": (64, 64, 64),
+        "feature_size": 8,
+        "embed_dim": 192,
+        "num_heads": 3,
+    },
+    "peer_swin_unetr_tiny": {"network": "swin_unetr", "roi_size": (64, 64, 64), "feature_size": 12},
+    "peer_segresnet_tiny": {"network": "segresnet", "roi_size": (64, 64, 64), "feature_size": 8},
+    "peer_dynunet_tiny": {
+        "network": "dynunet",
+        "roi_size": (64, 64, 64),
+        "feature_size": 8,
+        "num_levels": 4,
+    },
+    "peer_mednext_tiny": {"network": "mednext_s", "roi_size": (64, 64, 64), "feature_size": 8},
 }
 
 
 def preset(name: str) -> dict[str, Any]:
-    """Return the settings of a named model, to be given to `SparseUNETR`.
+    """Return the settings of a named model, to be given to `SparseUNETR`, of peers to `PeerNet`.
 
     Raises:
         ConfigError: unknown name; the message lists the known ones.

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from sparseg.config import parse_config
 from sparseg.errors import ShapeError
+from sparseg.layers.block import Block
 from sparseg.models.completion import make_completion
 from sparseg.models.config import SegmenterConfig
 from sparseg.models.decoder import UNETRDecoder
 from sparseg.models.encoder import EncoderOutput, SparseEncoder, grid_map
+from sparseg.models.initial import init_like_vit
+from sparseg.models.network import Network
 from sparseg.shapes import Triple, num_tokens, token_grid
 from sparseg.tokens.assemble import assemble_grid
 from sparseg.tokens.stages import Selection, StageScores, StageTokens
@@ -43,7 +46,7 @@ class SelectionOutput(NamedTuple):
     selection: list[StageScores]
 
 
-class SparseUNETR(nn.Module):
+class SparseUNETR(Network):
     """Segmentation network with token sparsification (Zhou et al., IPMI 2023).
 
     With `pruning_stages=()` it is the dense model of the same size: no scores, no assembler, per-depth skips.
@@ -98,7 +101,7 @@ class SparseUNETR(nn.Module):
             },
             where="SparseUNETR",
         )
-        self.config = config
+        self.config: SegmenterConfig = config
         self.encoder = SparseEncoder(config)
         self.assembler = make_completion(config) if config.pruning_stages else None
         self.decoder = UNETRDecoder(
@@ -109,23 +112,35 @@ class SparseUNETR(nn.Module):
             patch_size=config.patch_size,
             deep_supervision=config.deep_supervision,
         )
-        _init_weights(self)
+        init_like_vit(self)
 
-    def token_counts(self, size: Sequence[int] | None = None) -> list[int]:
+    def token_counts(
+        self, size: Sequence[int] | None = None, keep_ratios: tuple[float, ...] | None = None
+    ) -> list[int]:
         """Patch tokens at the start and after each pruning stage (with merging, after each block).
 
         Args:
             size: Window in voxels; None takes the roi.
+            keep_ratios: One per pruning stage in place of the model's.
         """
         grid = token_grid(self.config.roi_size if size is None else size, self.config.patch_size)
-        return self.encoder.token_counts(num_tokens(grid))
+        return self.encoder.token_counts(num_tokens(grid), keep_ratios)
+
+    def parts(self) -> dict[str, nn.Module | None]:
+        """Encoder, assembler and decoder."""
+        return {"encode": self.encoder, "assemble": self.assembler, "decode": self.decoder}
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of encoder and assembler."""
+        return [part for part in self.modules() if isinstance(part, Block)]
+
+    def with_decisions(self, image: Tensor) -> tuple[Tensor, list[StageScores]]:
+        """Logits of the image grid, and what each pruning stage decided."""
+        found = self(image, return_selection=True)
+        return found.logits[0] if isinstance(found.logits, list) else found.logits, found.selection
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Compute activations again in the backward pass instead of keeping them; training only.
-
-        Loss and gradients stay the same; memory falls and a step takes longer. Like `train()` it belongs to
-        the module in memory, not to the settings that are stored with it.
-        """
+        """See `Network`."""
         for part in (self.encoder, self.assembler, self.decoder):
             if part is not None:
                 part.recompute = enabled
@@ -182,18 +197,3 @@ class SparseUNETR(nn.Module):
         else:
             final = self.assembler([*encoded.stages[:-1], survivors], class_token, grid)
         return final, encoded.skips or [final] * 3
-
-
-def _init_weights(module: nn.Module) -> None:
-    """Truncated normal (0.02) for all Linear layers, zero biases, as ViT does.
-
-    Convolutions keep torch's default.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=0.02)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-    for name, parameter in module.named_parameters():
-        if name.endswith("cls_token"):
-            nn.init.trunc_normal_(parameter, std=0.02)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from statistics import median
 
-from sparseg.models.config import SegmenterConfig
+from sparseg.models.network import NetworkConfig
+from sparseg.models.peer_config import PeerConfig
 from sparseg.planning.choice import numbers
 from sparseg.planning.memory import size_text
 from sparseg.planning.network import Network
@@ -63,7 +64,7 @@ class Estimates:
             f"prepared volume: {numbers(self.shape_median)} voxels (median)",
             f"windows per case at overlap {OVERLAP}: {self.windows_median} (median), "
             f"{self.windows_max} (most)",
-            f"patch tokens of a window, after each pruning stage: {numbers(self.token_counts, ', ')}",
+            *self._token_lines(),
             f"memory of a training step: about {size_text(self.memory_bytes)} ({self.device})",
             f"disk for the prepared cases: at most {size_text(self.disk_bytes)}",
             f"steps per epoch (crops with as many voxels as all cases): {self.steps_per_epoch}; "
@@ -78,6 +79,11 @@ class Estimates:
             f"time per step: {self.seconds_per_step:.2f} s, measured ({self.device})",
             f"time per epoch: {epoch}; of {self.max_steps} steps: {whole}, without validation",
         ]
+
+    def _token_lines(self) -> list[str]:
+        if not self.token_counts:
+            return []
+        return [f"patch tokens of a window, after each pruning stage: {numbers(self.token_counts, ', ')}"]
 
 
 def make_estimates(
@@ -116,8 +122,10 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def token_counts(config: SegmenterConfig) -> tuple[int, ...]:
-    """Patch tokens of one roi at the start and after each pruning stage."""
+def token_counts(config: NetworkConfig) -> tuple[int, ...]:
+    """Patch tokens of one roi at the start and after each pruning stage; none in networks without."""
+    if isinstance(config, PeerConfig):
+        return tuple(config.token_counts())
     counts = [num_tokens(config.grid)]
     for ratio in config.keep_ratios:
         counts.append(num_keep(counts[-1], ratio, config.count_rule))

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 
 from sparseg.models.build import segmenter_from_config
-from sparseg.models.config import SegmenterConfig
+from sparseg.models.network import NetworkConfig
 from sparseg.training.config import OptimizerConfig
 from sparseg.training.losses import make_loss
 from sparseg.training.optimizer import make_optimizer
@@ -17,7 +17,7 @@ NUM_STEPS = 2
 
 
 def seconds_per_step(
-    config: SegmenterConfig,
+    config: NetworkConfig,
     batch_size: int,
     *,
     regions: bool,
@@ -49,7 +49,7 @@ def seconds_per_step(
 
 
 def _time_steps(
-    config: SegmenterConfig, batch_size: int, regions: bool, place: torch.device, precision: str
+    config: NetworkConfig, batch_size: int, regions: bool, place: torch.device, precision: str
 ) -> list[float]:
     net = segmenter_from_config(config).to(place).train()
     optimizer = make_optimizer(net, OptimizerConfig(), config.depth, config.pruning_stages)

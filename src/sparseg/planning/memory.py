@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparseg.models.build import segmenter_from_config
-from sparseg.models.config import SegmenterConfig
+from sparseg.models.network import NetworkConfig
 from sparseg.training.losses import make_loss
 
 CPU_SHARE, CUDA_SHARE = 0.7, 0.85
@@ -17,7 +17,7 @@ FIXED_BYTES = 400 * 2**20
 _BYTES_PER_PARAMETER = 16
 
 
-def training_bytes(config: SegmenterConfig, batch_size: int, *, regions: bool) -> int:
+def training_bytes(config: NetworkConfig, batch_size: int, *, regions: bool) -> int:
     """Estimate the peak of a float32 training step in bytes.
 
     The model runs on the meta device, where tensors have shapes but no content, and what it saves for the

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from sparseg.config import parse_config
-from sparseg.models.config import SegmenterConfig
+from sparseg.models.network import NetworkConfig, parse_network
+from sparseg.models.peer_config import PeerConfig
 from sparseg.models.presets import preset as find_preset
-from sparseg.planning.choice import Choice
+from sparseg.planning.choice import Choice, numbers
 from sparseg.planning.grid import choose_roi
 from sparseg.planning.memory import size_text
 from sparseg.shapes import Triple
@@ -22,7 +22,7 @@ DEFAULT_BATCH, MAX_BATCH = 2, 8
 # Shares of the preset's patches per axis that are tried, largest first.
 _ROI_SHARES = (1.0, 2 / 3, 1 / 2, 1 / 3)
 
-Cost = Callable[[SegmenterConfig, int], int]
+Cost = Callable[[NetworkConfig, int], int]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Network:
     """
 
     preset: str
-    config: SegmenterConfig
+    config: NetworkConfig
     batch_size: int
     bytes_needed: int
     usable_bytes: int
@@ -55,9 +55,9 @@ class Network:
         return self.bytes_needed <= self.usable_bytes
 
 
-def base_config(name: str) -> SegmenterConfig:
+def base_config(name: str) -> NetworkConfig:
     """The settings of a preset."""
-    return SegmenterConfig(**find_preset(name))
+    return parse_network(find_preset(name), where=name)
 
 
 def choose_network(
@@ -78,7 +78,7 @@ def choose_network(
 
     Args:
         shapes: Prepared shape of every case.
-        patch: Patch edges in voxels.
+        patch: Patch edges in voxels; peers without patches of that size leave them aside.
         settings: Overrides of the preset other than patch and roi.
         preset: A preset that the user wants, or None.
         device: "cpu" or "cuda".
@@ -90,8 +90,10 @@ def choose_network(
     shares = (1.0,) if preset in AS_PUBLISHED else _ROI_SHARES
     for share, batch, name in product(shares, (DEFAULT_BATCH, 1), names):
         roi = _choose_window(name, shapes, patch, share)
-        values = {**find_preset(name), **settings, "patch_size": patch, "roi_size": roi.value}
-        config = parse_config(SegmenterConfig, values, where=name)
+        values = {**find_preset(name), **settings, "roi_size": roi.value}
+        if not isinstance(base_config(name), PeerConfig):
+            values["patch_size"] = patch
+        config = parse_network(values, where=name)
         needed = cost(config, batch)
         if needed <= limit:
             break
@@ -115,6 +117,12 @@ def choose_network(
 def _choose_window(name: str, shapes: Sequence[Triple], patch: Triple, share: float) -> Choice[Triple]:
     """The window of a preset of the paper as it is, any other by the volumes."""
     base = base_config(name)
+    if isinstance(base, PeerConfig):
+        step = base.window_step
+        most = max(2, round(share * max(base.roi_size) / step))
+        roi = choose_roi(shapes, (step, step, step), most).value
+        why = f"multiples of {step} that cover the median prepared volume, {numbers((most * step,))} at most"
+        return Choice(roi, why)
     if name in AS_PUBLISHED:
         return Choice(base.roi_size, "as published")
     return choose_roi(shapes, patch, max(1, round(share * max(base.grid))))

@@ -28,6 +28,8 @@ from sparseg.planning.text import listing, seal, settings_lines
 from sparseg.preprocessing.config import PreprocessConfig
 from sparseg.training.config import TrainConfig
 
+_MEASURE = (8, 8, 8)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -102,11 +104,9 @@ def make_plan(
     intensity = choose_intensity(dataset.channels, fingerprint.channels)
     preprocess = PreprocessConfig(spacing=spacing.value, intensity=intensity.value)
     published = preset in AS_PUBLISHED
-    patch = (
-        Choice(base.patch_size, "as published")
-        if published
-        else choose_patch(spacing.value, max(base.patch_size))
-    )
+    # Of a network without patch tokens they are but the measure of how small a class is.
+    base_patch = base.patch_size or _MEASURE
+    patch = Choice(base_patch, "as published") if published else choose_patch(spacing.value, max(base_patch))
     shapes = [prepared_shape(case, preprocess) for case in facts]
     patches = measure_patches(
         dataset, dataset.training, facts, preprocess, patch.value, workers=workers, on_case=on_case

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from sparseg.datasets.dataset import Dataset
 from sparseg.datasets.fingerprint import Numbers
+from sparseg.models.peer_config import PeerConfig
 from sparseg.planning.choice import Choice
 from sparseg.planning.device import choose_num_workers, choose_precision
 from sparseg.planning.network import Network
@@ -29,13 +30,17 @@ def network_entries(network: Network, patch: Choice[Triple], keep: Choice[float]
         Entry("preset", network.preset, f"named model: {network.why_preset}"),
         Entry("batch_size", network.batch_size, f"crops per step: {network.why_batch}"),
         Entry("model", None, "what differs from the preset; channels and classes follow the dataset"),
-        Entry("model.patch_size", list(patch.value), f"voxels of one token: {patch.why}"),
+        *([] if isinstance(network.config, PeerConfig) else [_patch_entry(patch)]),
         Entry("model.roi_size", list(network.config.roi_size), f"voxels of one window: {network.why_roi}"),
     ]
     if keep is not None:
         why = f"share of the tokens that stays at each pruning stage: {keep.why}"
         entries.append(Entry("model.keep_ratio", keep.value, why))
     return entries
+
+
+def _patch_entry(patch: Choice[Triple]) -> Entry:
+    return Entry("model.patch_size", list(patch.value), f"voxels of one token: {patch.why}")
 
 
 def preprocess_entries(

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparseg.checkpoints.card import ModelCard
 from sparseg.checkpoints.folder import find_model, load_model, read_card
 from sparseg.errors import VolumeError
-from sparseg.models.segmenter import SparseUNETR
+from sparseg.models.network import Network
 from sparseg.predict.calibration import Calibration, read_calibration
 from sparseg.predict.case import CaseResult, LoadedCase, TokensKept, WindowResult
 from sparseg.predict.cleanup import clean_labels
@@ -75,7 +75,7 @@ class Predictor:
 
     def __init__(
         self,
-        net: SparseUNETR,
+        net: Network,
         card: ModelCard,
         settings: PredictSettings | None = None,
         *,
@@ -306,8 +306,9 @@ class Predictor:
                 windows.logits, affine, regions=bool(self.card.regions), storage=windows.storage
             ),
         }
-        if windows.depth is not None:
-            previews["tokens"] = token_preview(windows.depth, affine, self.card.model.patch_size)
+        patch = self.card.model.patch_size
+        if windows.depth is not None and patch is not None:
+            previews["tokens"] = token_preview(windows.depth, affine, patch)
         return previews
 
     @property

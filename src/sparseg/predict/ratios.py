@@ -8,15 +8,14 @@ from functools import partial
 from torch import Tensor
 
 from sparseg.errors import ConfigError
-from sparseg.models.segmenter import SparseUNETR
-from sparseg.shapes import num_tokens
+from sparseg.models.network import Network
 from sparseg.tokens.stages import Selection
 
 # One keep ratio per pruning stage; None stands for what the model was built with.
 Ratios = tuple[float, ...] | None
 
 
-def stage_ratios(net: SparseUNETR, wanted: Ratios, *, where: object = "keep_ratios") -> Ratios:
+def stage_ratios(net: Network, wanted: Ratios, *, where: object = "keep_ratios") -> Ratios:
     """The keep ratio of each pruning stage of `net`.
 
     Args:
@@ -68,11 +67,11 @@ def stage_ratios(net: SparseUNETR, wanted: Ratios, *, where: object = "keep_rati
     return ratios
 
 
-def token_counts(net: SparseUNETR, ratios: Ratios = None) -> list[int]:
+def token_counts(net: Network, ratios: Ratios = None) -> list[int]:
     """Patch tokens of one window at the start and after each pruning stage."""
-    return net.encoder.token_counts(num_tokens(net.config.grid), ratios)
+    return net.token_counts(keep_ratios=ratios)
 
 
-def with_ratios(net: SparseUNETR, ratios: Ratios) -> Callable[[Tensor], Tensor]:
+def with_ratios(net: Network, ratios: Ratios) -> Callable[[Tensor], Tensor]:
     """The network as a function of windows `[B, C, *roi]`, with these keep ratios."""
     return net if ratios is None else partial(net, selection=Selection(keep_ratios=ratios))

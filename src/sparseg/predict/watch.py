@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from sparseg.models.encoder import EncoderOutput
-from sparseg.models.segmenter import SparseUNETR
+from sparseg.models.network import Network
 from sparseg.shapes import Triple
 
 
@@ -22,20 +22,24 @@ class NetworkWatch:
 
     Args:
         net: The network.
-        shape: (H, W, D) of the volume on the model grid, to map tokens; None maps none.
+        shape: (H, W, D) of the volume on the model grid, to map tokens of a network with an encoder;
+            None maps none.
 
     Attributes:
         seconds: Time in `encode`, `assemble` and `decode`.
     """
 
-    def __init__(self, net: SparseUNETR, shape: Triple | None = None) -> None:
+    def __init__(self, net: Network, shape: Triple | None = None) -> None:
         self.seconds = {"encode": 0.0, "assemble": 0.0, "decode": 0.0}
-        self._parts = {"encode": net.encoder, "assemble": net.assembler, "decode": net.decoder}
+        self._parts = net.parts()
         self._is_cuda = next(net.parameters()).is_cuda
         self._started: dict[str, float] = {}
         self._handles: list[RemovableHandle] = []
         self._last: EncoderOutput | None = None
-        self._map = None if shape is None else TokenMap(shape, net.config.patch_size, net.config.roi_size)
+        patch = net.config.patch_size
+        self._map = None
+        if shape is not None and patch is not None and self._parts["encode"] is not None:
+            self._map = TokenMap(shape, patch, net.config.roi_size)
 
     def __enter__(self) -> NetworkWatch:
         for name, part in self._parts.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparseg.checkpoints.card import ModelCard, Provenance
 from sparseg.datasets.dataset import Dataset
-from sparseg.models.config import SegmenterConfig
+from sparseg.models.network import NetworkConfig
 from sparseg.training.config import TrainConfig
 from sparseg.training.data import TrainingData
 from sparseg.training.state import Progress
@@ -14,7 +14,7 @@ def make_card(
     dataset: Dataset,
     data: TrainingData,
     config: TrainConfig,
-    model: SegmenterConfig,
+    model: NetworkConfig,
     progress: Progress,
     validation_dice: float,
 ) -> ModelCard:

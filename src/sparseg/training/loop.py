@@ -19,7 +19,7 @@ from sparseg.checkpoints.init import load_encoder_init
 from sparseg.checkpoints.verify import write_stored_case
 from sparseg.datasets.dataset import Dataset
 from sparseg.errors import NumericsError
-from sparseg.models.segmenter import SparseUNETR
+from sparseg.models.network import Network
 from sparseg.training import log
 from sparseg.training.batches import Batch, make_batches
 from sparseg.training.card import make_card
@@ -107,7 +107,7 @@ class Run:
         self.progress = Progress()
         self.reporter: Reporter | None = None
 
-    def _prepare(self, net: SparseUNETR) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def _prepare(self, net: Network) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Network and optimiser on the device, wrapped or shared out where there are several processes."""
         model, config = net.config, self.config
         # One process has nobody to share with, and goes on with such a run as with any other.
@@ -121,19 +121,19 @@ class Run:
         return prepared
 
     @property
-    def plain_net(self) -> SparseUNETR:
+    def plain_net(self) -> Network:
         """The network without wrappers for several processes."""
-        net: SparseUNETR = self.accelerator.unwrap_model(self.net)
+        net: Network = self.accelerator.unwrap_model(self.net)
         return net
 
     @property
-    def best_weights(self) -> SparseUNETR:
+    def best_weights(self) -> Network:
         """The network that is validated and kept: the average of the weights, if there is one."""
         if self.ema is None:
             # Validation is each process's own affair: with shares of the weights they would wait for others.
             is_shared = is_sharded(self.plain_net)
             return whole_network(self.plain_net, self.accelerator.device) if is_shared else self.plain_net
-        return cast(SparseUNETR, self.ema.module)
+        return cast(Network, self.ema.module)
 
     def resume(self) -> None:
         """Go back to the newest whole state."""
@@ -280,7 +280,7 @@ class Run:
         if self.accelerator.is_main_process:
             self._keep(net, dict(zip(self._output_names(), values, strict=True)), mean, is_best=is_best)
 
-    def _keep(self, net: SparseUNETR, dice: dict[str, float], mean: float, *, is_best: bool) -> None:
+    def _keep(self, net: Network, dice: dict[str, float], mean: float, *, is_best: bool) -> None:
         card = make_card(self.dataset, self.data, self.config, self.model_config, self.progress, mean)
         dtype = getattr(torch, self.config.weights_dtype)
         for name in ("last", "best") if is_best else ("last",):

@@ -8,15 +8,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparseg.datasets.dataset import Dataset
 from sparseg.errors import ConfigError
-from sparseg.layers.block import Block
 from sparseg.models.build import build_segmenter
+from sparseg.models.initial import draw_by_name
+from sparseg.models.network import Network
 from sparseg.models.segmenter import SparseUNETR
 from sparseg.training.config import TrainConfig
 from sparseg.training.selection import require_trainable_scores
 
 
-def make_network(dataset: Dataset, config: TrainConfig) -> SparseUNETR:
+def make_network(dataset: Dataset, config: TrainConfig) -> Network:
     """The preset with the run's overrides, channels and outputs following the dataset.
+
+    Its weights follow from the run's seed, part by part, so that networks of one seed have in common what
+    they can.
 
     Raises:
         ConfigError: an override that the dataset decides, or an unknown one; a loss on scores that the
@@ -33,6 +37,8 @@ def make_network(dataset: Dataset, config: TrainConfig) -> SparseUNETR:
     sizes = {"in_channels": len(dataset.channels), "num_classes": dataset.num_classes}
     net = build_segmenter(config.preset, **{**config.model, **sizes})
     require_trainable_scores(net.config, config.selection)
+    if isinstance(net, SparseUNETR):
+        draw_by_name(net, config.seed)
     return net
 
 
@@ -44,7 +50,7 @@ def average_of(net: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(net, multi_avg_fn=update, use_buffers=True)
 
 
-def compile_parts(net: SparseUNETR, parts: str) -> None:
+def compile_parts(net: Network, parts: str) -> None:
     """Compile parts of a network in place: "none", its transformer "blocks", or "all" of it.
 
     Blocks are alike, so one compilation per number of tokens serves all of them.
@@ -52,9 +58,8 @@ def compile_parts(net: SparseUNETR, parts: str) -> None:
     if parts == "all":
         net.compile()
     elif parts == "blocks":
-        for part in net.modules():
-            if isinstance(part, Block):
-                part.compile(dynamic=False)
+        for part in net.blocks():
+            part.compile(dynamic=False)
 
 
 def use_deterministic_algorithms() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparseg.datasets.cache import CachedCase
 from sparseg.datasets.dataset import Dataset
 from sparseg.models.config import SegmenterConfig
+from sparseg.models.network import NetworkConfig
 from sparseg.training.config import TrainConfig
 from sparseg.training.losses import make_loss
 from sparseg.training.selection import (
@@ -33,9 +34,11 @@ class Objective:
     """
 
     def __init__(
-        self, model: SegmenterConfig, config: TrainConfig, dataset: Dataset, cases: Sequence[CachedCase]
+        self, model: NetworkConfig, config: TrainConfig, dataset: Dataset, cases: Sequence[CachedCase]
     ) -> None:
-        self.model, self.config = model, config
+        # What selects tokens; None has none to select.
+        self.sparse = model if isinstance(model, SegmenterConfig) and model.pruning_stages else None
+        self.config = config
         self.loss = make_loss(
             config.loss, regions=bool(dataset.regions), num_voxels=voxels_per_output(dataset, cases)
         )
@@ -58,16 +61,16 @@ class Objective:
             progress: Share of the run that is over.
             with_stats: Whether to compute the statistics.
         """
-        if not self.model.pruning_stages:
+        if self.sparse is None:
             return self.loss(network(image), target), {}
         settings = self.config.selection
-        choice = selection_at(settings, self.model, progress, target)
+        choice = selection_at(settings, self.sparse, progress, target)
         logits, _, decisions = network(image, return_selection=True, selection=choice)
         loss = self.loss(logits, target)
-        patch, outputs = self.model.patch_size, self.model.num_classes
+        patch, outputs = self.sparse.patch_size, self.sparse.num_classes
         if settings.score_weight:
             wanted = wanted_patches(patch_targets(target, patch, outputs), settings)
-            loss = loss + settings.score_weight * score_loss(decisions, wanted, self.model.temperature)
+            loss = loss + settings.score_weight * score_loss(decisions, wanted, self.sparse.temperature)
         if settings.ratio_weight:
             loss = loss + settings.ratio_weight * ratio_loss(decisions)
         return loss, selection_stats(decisions, target, patch, outputs) if with_stats else {}

@@ -12,8 +12,10 @@ from torch import nn
 
 from sparseg.training.config import OptimizerConfig
 
-_BLOCK = re.compile(r"^encoder\.(?:blocks|prunings)\.(\d+)\.")
-_EMBED = ("encoder.patch_embed.", "encoder.cls_token", "encoder.pos_embed")
+# Of our encoder, or of the transformer in MONAI's UNETR.
+_BLOCK = re.compile(r"^(?:encoder|net\.vit)\.(?:blocks|prunings)\.(\d+)\.")
+_EMBED = ("encoder.patch_embed.", "encoder.cls_token", "encoder.pos_embed", "net.vit.patch_embedding.")
+_TABLES = ("pos_embed", "cls_token", "relative_position_bias_table")
 
 
 def layer_number(name: str, depth: int, pruning_stages: tuple[int, ...]) -> int:
@@ -43,9 +45,7 @@ def parameter_groups(
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in named:
         layer = layer_number(name, depth, pruning_stages)
-        decays = (
-            parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token")) and "embeddings" not in name
-        )
+        decays = parameter.ndim > 1 and not name.endswith(_TABLES) and "embeddings" not in name
         factor = config.layer_decay ** (depth + 1 - layer)
         group = groups.setdefault(
             (layer, decays),

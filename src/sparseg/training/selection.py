@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from sparseg.errors import ConfigError, ShapeError
 from sparseg.models.config import SegmenterConfig
+from sparseg.models.network import NetworkConfig
 from sparseg.shapes import Triple, num_tokens
 from sparseg.tokens.embed import cut_patches
 from sparseg.tokens.scoring import LEARNED
@@ -173,13 +174,13 @@ def score_loss(stage_scores: Sequence[StageScores], wanted: Tensor, temperature:
     return torch.stack(losses).mean() if losses else wanted.new_zeros((), dtype=torch.float32)
 
 
-def require_trainable_scores(model: SegmenterConfig, selection: SelectionConfig) -> None:
+def require_trainable_scores(model: NetworkConfig, selection: SelectionConfig) -> None:
     """Refuse losses that could teach nothing.
 
     Raises:
         ConfigError: a score loss on scores without weights, or a ratio loss without gates.
     """
-    if not model.pruning_stages:
+    if not isinstance(model, SegmenterConfig) or not model.pruning_stages:
         return
     for name, fits in (
         ("score_weight", (*LEARNED, "class_attention")),

@@ -15,9 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sparseg.errors import ConfigError
-from sparseg.layers.block import Block
 from sparseg.models.build import segmenter_from_config
-from sparseg.models.segmenter import SparseUNETR
+from sparseg.models.network import Network
 from sparseg.training.config import TrainConfig
 
 
@@ -36,7 +35,7 @@ def require_shardable(config: TrainConfig) -> None:
         )
 
 
-def shard(net: SparseUNETR, device: torch.device, world: int) -> None:
+def shard(net: Network, device: torch.device, world: int) -> None:
     """Share out the parameters of a network in place: block by block, then what is left.
 
     Every process must hold the same weights before.
@@ -45,9 +44,8 @@ def shard(net: SparseUNETR, device: torch.device, world: int) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world,))
     net.to(device)
-    for part in net.modules():
-        if isinstance(part, Block):
-            fully_shard(part, mesh=mesh)
+    for part in net.blocks():
+        fully_shard(part, mesh=mesh)
     fully_shard(net, mesh=mesh)
 
 
@@ -75,7 +73,7 @@ def whole(state: Any, *, keep: bool = True) -> Any:
     return state
 
 
-def whole_network(net: SparseUNETR, device: torch.device) -> SparseUNETR:
+def whole_network(net: Network, device: torch.device) -> Network:
     """A network like `net` with all of its weights in each process, for what processes do on their own."""
     copy = segmenter_from_config(net.config)
     copy.load_state_dict(whole(net.state_dict()))

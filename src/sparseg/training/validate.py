@@ -9,14 +9,14 @@ import torch
 
 from sparseg.datasets.label_table import region_masks
 from sparseg.metrics.overlap import dice_of_masks
-from sparseg.models.segmenter import SparseUNETR
+from sparseg.models.network import Network
 from sparseg.training.ranks import gather_from_all, rank, world
 from sparseg.training.sampling import PreparedCase
 from sparseg.windows.sliding import sliding_window
 
 
 def validate(
-    net: SparseUNETR,
+    net: Network,
     cases: Sequence[PreparedCase],
     *,
     regions: Mapping[str, tuple[int, ...]],
