@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from sparseg.datasets import sample_brain, sample_ct
@@ -34,16 +35,36 @@ def fetch_sample(name: str, target: Path | str, *, cache: Path | None = None) ->
     Raises:
         FetchError: the download failed, bytes are not the expected ones, or `target` is something else.
     """
-    target, sample = Path(target), SAMPLES[name]
+    sample = SAMPLES[name]
+
+    def build(root: Path) -> dict[str, object]:
+        archive = cached_archive(sample.SOURCE, cache)
+        return sample.build(root, read_members(archive, sample.SOURCE.members))
+
+    return build_once(Path(target), build)
+
+
+def build_once(target: Path, build: Callable[[Path], dict[str, object]]) -> Path:
+    """Let `build` fill a new folder and name it `target`, or verify the one that is there.
+
+    Args:
+        target: Folder to create; it is complete at its name or not there.
+        build: Makes the folder it is given, writes the files, and returns the content of `dataset.json`, to
+            which their hashes are added; `provenance` goes into `README.txt` too.
+
+    Returns:
+        `target`.
+
+    Raises:
+        FetchError: `target` is something else, or a file of it has changed.
+    """
     if target.exists():
         _verify(target)
         return target
-    members = read_members(cached_archive(sample.SOURCE, cache), sample.SOURCE.members)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Built beside the target and renamed at the end, so that a folder of that name is always complete.
     building = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
     try:
-        _describe(building, sample.build(building, members))
+        _describe(building, build(building))
         building.rename(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
