@@ -21,8 +21,8 @@ from sparseg.models.segmenter import SparseUNETR
 from sparseg.predict.ensemble import Ensemble
 from sparseg.predict.predictor import Predictor
 from sparseg.predict.settings import PredictSettings
-from sparseg.predict.window_options import empty_rule, mirror_axes
-from sparseg.preprocessing.config import MRIntensity
+from sparseg.predict.window_options import body_rule, empty_rule, mirror_axes, skip_rules
+from sparseg.preprocessing.config import CTIntensity, MRIntensity
 from sparseg.volumes.nifti_writer import write_image
 from sparseg.volumes.phantoms import make_phantom
 from sparseg.volumes.volume import Volume
@@ -101,6 +101,54 @@ def test_the_rule_of_a_card():
     mr = empty_rule(tiny_card(net, intensity=MRIntensity(), foreground_threshold=None))
     assert (mr.value, mr.tolerance) == (0.0, 0.0)
     assert empty_rule(tiny_card(net, labels={1: "a", 3: "b", 7: "c"})) is None
+
+
+def on_a_table() -> tuple[Volume, np.ndarray]:
+    """Return a block of class 1 with a lesion of class 2, beside it a sheet as bright, and labels."""
+    array = np.full((1, 60, 18, 16), -1000.0, np.float32)
+    array[0, 4:22, 3:15, :] = 100.0
+    array[0, 8:12, 6:10, 4:8] = 200.0
+    labels = np.select([array[0] > 150, array[0] > 50], [2, 1]).astype(np.uint8)
+    array[0, 50, :, :] = 100.0
+    return Volume(array, np.diag([4.0, 5.0, 5.0, 1.0])), labels
+
+
+def test_over_the_body_only_the_table_costs_nothing_and_is_background(monkeypatch):
+    image, truth = on_a_table()
+    results = {}
+    for body_only in (False, True):
+        settings = PredictSettings(overlap=0.5, body_only=body_only)
+        predictor = threshold_predictor(monkeypatch, settings, foreground_crop=False)
+        labels, results[body_only] = predictor.predict_volume(image)
+        np.testing.assert_array_equal(labels[:46], truth[:46])
+        assert (labels[50] == (0 if body_only else 1)).all()
+    # Windows of 16 over 60 x 18 x 16 start at 0, 8, ..., 44 and 0, 2; the body and 15 mm end at voxel 26.
+    assert results[False].num_windows + results[False].num_windows_skipped == 7 * 2
+    assert results[True].num_windows == 3 * 2
+    assert results[True].num_windows_skipped == 7 * 2 - 3 * 2
+
+
+def test_the_body_of_a_card():
+    net = tiny_net()
+    assert body_rule(tiny_card(net)).threshold == -0.98  # -500 HU lie below the clip range
+    wide = CTIntensity(clip=(-1000.0, 1000.0))
+    assert body_rule(tiny_card(net, intensity=wide)).threshold == pytest.approx(-0.5)
+    assert skip_rules(tiny_card(net), keep_empty=True, body_only=False) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "keep_empty"),
+    [
+        ({}, True),
+        ({"intensity": MRIntensity(), "foreground_threshold": None}, False),
+        ({"labels": {1: "a", 3: "b", 7: "c"}}, False),
+    ],
+    ids=["both", "MR", "no background"],
+)
+def test_the_body_only_is_refused(changes, keep_empty):
+    with pytest.raises(ConfigError) as caught:
+        skip_rules(tiny_card(tiny_net(), **changes), keep_empty=keep_empty, body_only=True)
+    assert caught.value.code == "body-only"
 
 
 def test_directions_become_axes_of_the_model_grid():
