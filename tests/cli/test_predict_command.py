@@ -56,15 +56,16 @@ class TestRightInput:
         outcome = predict(tmp_path / "liver 7.nii.gz")
         assert (outcome.code, outcome.err) == (0, "")
         assert outcome.out.startswith(f"liver 7: {tmp_path / 'out' / 'liver 7.nii.gz'} (")
-        assert outcome.out.count("\n") == 1
+        assert outcome.out.splitlines()[1:] == [f"report: {tmp_path / 'out' / 'report.html'}"]
         np.testing.assert_array_equal(ids_of(tmp_path / "out" / "liver 7.nii.gz"), truth)
         names = sorted(path.name for path in (tmp_path / "out").iterdir())
-        assert names == ["liver 7.nii.gz", "report", "report.json", "statistics.json"]
-        assert [path.name for path in (tmp_path / "out" / "report").iterdir()] == ["liver 7.json"]
+        assert names == ["liver 7.nii.gz", "report", "report.html", "report.json", "statistics.json"]
+        names = sorted(path.name for path in (tmp_path / "out" / "report").iterdir())
+        assert names == ["liver 7", "liver 7.json"]
 
     def test_report(self, predict, tmp_path, model_folder):
         truth = write_case(tmp_path / "a.nii")
-        assert predict(tmp_path / "a.nii", more=("--overlap", "0.25")).code == 0
+        assert predict(tmp_path / "a.nii", more=("--overlap", "0.25", "--no-report")).code == 0
         report = json.loads((tmp_path / "out" / "report.json").read_text())
         (row,) = report.pop("cases")
         (model,) = report.pop("models")
@@ -133,7 +134,7 @@ class TestRightInput:
         (folder / ".hidden.nii.gz").write_text("left over")
         outcome = predict(folder)
         assert outcome.code == 0
-        assert [line.partition(":")[0] for line in outcome.out.splitlines()] == ["a", "b"]
+        assert [line.partition(":")[0] for line in outcome.out.splitlines()] == ["a", "b", "report"]
         for name, labels in truth.items():
             np.testing.assert_array_equal(ids_of(tmp_path / "out" / f"{name}.nii.gz"), labels)
 
@@ -211,10 +212,11 @@ class TestRightInput:
             "b.nii.gz",
             f"{'x' * 100}.nii.gz",
             "report",
+            "report.html",
             "report.json",
             "statistics.json",
         }
-        assert outcome.out.count("\n") == 5
+        assert outcome.out.count("\n") == 6
 
 
 def nan_voxel(path):
@@ -396,5 +398,5 @@ def test_interrupt_keeps_the_complete_cases(predict, tmp_path, monkeypatch):
     outcome.one_line("interrupted")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["a.nii.gz", "report", "report.json", "statistics.json"]
-    assert [path.name for path in (tmp_path / "out" / "report").iterdir()] == ["a.json"]
+    assert sorted(path.name for path in (tmp_path / "out" / "report").iterdir()) == ["a", "a.json"]
     np.testing.assert_array_equal(ids_of(tmp_path / "out" / "a.nii.gz"), truth)

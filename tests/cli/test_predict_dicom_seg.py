@@ -44,7 +44,13 @@ def test_series_becomes_one_object_that_alone_names_the_patient(predict, series,
     outcome = predict(series)
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.startswith(f"scan: {tmp_path / 'out' / 'scan.dcm'} (")
-    assert names_in(tmp_path / "out") == ["report", "report.json", "scan.dcm", "statistics.json"]
+    assert names_in(tmp_path / "out") == [
+        "report",
+        "report.html",
+        "report.json",
+        "scan.dcm",
+        "statistics.json",
+    ]
     written = pydicom.dcmread(tmp_path / "out" / "scan.dcm")
     assert (str(written.PatientName), written.SegmentationType) == ("ZZPHI^Name", "BINARY")
     assert len(MARKER.findall((tmp_path / "out" / "scan.dcm").read_bytes())) == 1
@@ -70,7 +76,8 @@ def test_the_same_ids_as_the_nifti_output(predict, series, tmp_path):
 def test_zip_gives_a_nifti_file_too(predict, series, tmp_path):
     shutil.make_archive(str(tmp_path / "p 1"), "zip", series.parent, "scan")
     assert predict(tmp_path / "p 1.zip", more=()).code == 0
-    assert names_in(tmp_path / "out") == ["p 1.nii.gz", "report", "report.json", "statistics.json"]
+    names = ["p 1.nii.gz", "report", "report.html", "report.json", "statistics.json"]
+    assert names_in(tmp_path / "out") == names
 
 
 def test_nifti_input_is_refused_and_says_how_to_go_on(predict, tmp_path):
