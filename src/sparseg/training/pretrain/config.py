@@ -99,7 +99,7 @@ def segmenter_config(config: PretrainConfig, num_channels: int, where: object = 
     """Settings of the segmenter that the encoder is for.
 
     Raises:
-        ConfigError: unknown preset or setting, or a channel count that is not the dataset's.
+        ConfigError: unknown preset or setting, a peer, or a channel count that is not the dataset's.
     """
     if config.model.get("in_channels", num_channels) != num_channels:
         raise ConfigError(
@@ -109,4 +109,11 @@ def segmenter_config(config: PretrainConfig, num_channels: int, where: object = 
             where="model.in_channels",
         )
     values = {**preset(config.preset), **config.model, "in_channels": num_channels}
+    if "network" in values:
+        raise ConfigError(
+            "a pre-training is of an encoder of token sparsification",
+            received=f"preset {config.preset}, a peer",
+            remedy="choose a preset that is no peer",
+            where="preset",
+        )
     return parse_config(SegmenterConfig, values, where=where)
