@@ -23,7 +23,8 @@ RANKS = {
     "predict": 5, "training": 5,
     "evaluation": 6, "benchmark": 6, "export": 6, "viewer": 6,
     "planning": 6, "crossval": 6,
-    "cli": 7, "__main__": 8,
+    "compare": 7,
+    "cli": 8, "__main__": 9,
 }  # fmt: skip
 
 

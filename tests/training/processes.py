@@ -25,7 +25,8 @@ TESTS = Path(__file__).parent.parent
 def quiet_config(**changes: Any) -> TrainConfig:
     """Twenty steps in which nothing depends on which process a crop goes to."""
     model = {"drop_path": 0.0, "noise_scale": 0.0, "feature_size": 2, **changes.pop("model", {})}
-    return toy_config(**{"model": model, "max_steps": 20, "validate_every": 10} | changes)
+    # With seed 0 two tokens at the border of the selection score alike but for rounding.
+    return toy_config(**{"model": model, "max_steps": 20, "validate_every": 10, "seed": 1} | changes)
 
 
 def write_config(path: Path, config: TrainConfig) -> Path:

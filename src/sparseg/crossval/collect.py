@@ -84,13 +84,13 @@ def predict_and_score(
         CheckpointError: a fold without a model, or a damaged one.
     """
     cases = {case.name: (case, fact) for case, fact in zip(dataset.training, facts, strict=True)}
-    work = _Work(found.predictions, dataset, tolerance_mm)
+    scorer = CaseScorer(found.predictions, dataset, tolerance_mm)
     scored = []
     for fold, names in out_of_fold(found).items():
         predictor = load_predictor([found.run(fold)], settings)
-        _require_labels(predictor, dataset, found.run(fold))
+        require_labels(predictor, dataset, found.run(fold))
         for name in names:
-            scores = work.score(predictor, *cases[name], fold, monitor.on_case(name, fold))
+            scores = scorer.score(predictor, *cases[name], fold, monitor.on_case(name, fold))
             monitor.on_scores(scores)
             scored.append(scores)
     return scored
@@ -129,8 +129,17 @@ def structures_of(dataset: Dataset) -> dict[str, tuple[int, ...]]:
     return dict(dataset.regions) or {name: (number,) for number, name in dataset.labels.items() if number}
 
 
-class _Work:
-    """The predictions folder and its index."""
+class CaseScorer:
+    """Predicts and scores cases into a folder, whose `index.json` knows what need not be repeated.
+
+    Args:
+        folder: Label files and index.
+        dataset: Labels and regions; its training cases are those that may be scored.
+        tolerance_mm: Distance within which NSD counts a surface as right.
+
+    Raises:
+        DatasetError: two cases of one file name.
+    """
 
     def __init__(self, folder: Path, dataset: Dataset, tolerance_mm: float) -> None:
         self.folder, self.dataset, self.tolerance_mm = folder, dataset, tolerance_mm
@@ -189,7 +198,12 @@ class _Work:
         )
 
 
-def _require_labels(predictor: Predictor, dataset: Dataset, run: Path) -> None:
+def require_labels(predictor: Predictor, dataset: Dataset, run: Path) -> None:
+    """Refuse a model of other labels than the dataset's.
+
+    Raises:
+        CheckpointError: names both.
+    """
     if predictor.card.labels != dataset.labels or predictor.card.regions != dataset.regions:
         raise CheckpointError(
             "the model of a fold must have the labels of the dataset",
