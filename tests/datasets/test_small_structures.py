@@ -32,7 +32,7 @@ def test_structures_are_a_few_voxels_thick_and_apart(case):
     _, labels = case
     assert set(np.unique(labels)) == set(LABELS)
     parts, count = ndimage.label(labels, np.ones((3, 3, 3)))
-    assert count == 2 + 4  # 8 vessels and 12 nodules per 72³ voxels; a gap keeps them from growing together
+    assert count == 5 + 3  # of 18 nodules and 10 vessels per 72³ voxels; a gap keeps them apart
     for number in range(1, count + 1):
         inside = parts == number
         assert len(np.unique(labels[inside])) == 1
@@ -48,7 +48,7 @@ def test_labelled_voxels_are_brighter_but_no_threshold_finds_them(case):
     assert image[labels > 0].mean() > image[labels == 0].mean() + 100
     for smoothing in (0.0, 1.0):
         smooth = ndimage.gaussian_filter(image, smoothing)
-        levels = np.quantile(smooth, np.linspace(0.5, 0.9999, 60))
+        levels = np.quantile(smooth, np.linspace(0.8, 0.9999, 30))
         for label in (1, 2):
             assert max(dice_of_masks(smooth > level, labels == label) for level in levels) < 0.2
 

@@ -19,8 +19,8 @@ LABELS = {0: "background", 1: "nodule", 2: "vessel"}
 CHANNELS = ("MR",)
 
 EDGE = 72
-COUNTS = {"nodule": 12, "vessel": 8, "blob": 5, "sheet": 6, "beads": 4, "speck": 20}
-_BASE, _CONTRAST, _CONTRAST_SPREAD = 400.0, 240.0, 0.2
+COUNTS = {"nodule": 18, "vessel": 10, "blob": 5, "sheet": 6, "beads": 5, "speck": 20}
+_BASE, _CONTRAST, _CONTRAST_SPREAD = 400.0, 280.0, 0.2
 # Distance of control points in voxels -> standard deviation.
 _TEXTURE = {3.0: 50.0, 12.0: 50.0}
 _NOISE = 30.0
