@@ -88,17 +88,20 @@ def main() -> None:
     settings = [LARGE] if arguments.large else list(SETTINGS)
     if arguments.only:
         settings = [SETTINGS[number] for number in arguments.only]
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        for setting in settings:
+    for setting in settings:
+        with tempfile.TemporaryDirectory() as name:
             row = run(setting, Path(name))
-            rows.append(row)
-            sys.stdout.write(f"{json.dumps(row)}\n")
-            sys.stdout.flush()
-    if arguments.json:
-        known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"rows": []}
-        kept = [row for row in known["rows"] if row["setting"] not in [new["setting"] for new in rows]]
-        arguments.json.write_text(json.dumps({**header(), "rows": [*kept, *rows]}, indent=2) + "\n")
+        sys.stdout.write(f"{json.dumps(row)}\n")
+        sys.stdout.flush()
+        if arguments.json:
+            keep(row, arguments.json)
+
+
+def keep(row: dict[str, object], path: Path) -> None:
+    """Put a row into the file, in place of an older one of the same setting."""
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [other for other in known if other["setting"] != row["setting"]]
+    path.write_text(json.dumps({**header(), "rows": [*rows, row]}, indent=2) + "\n")
 
 
 def header() -> dict[str, object]:

@@ -14,8 +14,8 @@ from sparseg.predict.settings import PredictSettings
 from sparseg.shapes import Triple
 
 FLOAT = 4
-# Blocks of the allocator that are too small to go back to the system, tables, and the like.
-SLACK = 48 * 2**20
+# Blocks of arrays below 32 MiB that the allocator keeps, modules that are loaded late, tables, and the like.
+SLACK = 80 * 2**20
 # Bytes per voxel while stored numbers become others by a slope, in float64.
 SCALING = 8
 # Bytes per voxel of one channel while it is brought to mean 0 and deviation 1, in float64.
