@@ -39,7 +39,8 @@ def fetch_sample(name: str, target: Path | str, *, cache: Path | None = None) ->
 
     def build(root: Path) -> dict[str, object]:
         archive = cached_archive(sample.SOURCE, cache)
-        return sample.build(root, read_members(archive, sample.SOURCE.members))
+        description: dict[str, object] = sample.build(root, read_members(archive, sample.SOURCE.members))
+        return description
 
     return build_once(Path(target), build)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparseg.config import parse_config
 from sparseg.datasets import sample_brain
 from sparseg.datasets.parallel import stream_items
 from sparseg.datasets.sample import build_once, fetch_sample
@@ -48,8 +49,12 @@ BRAIN_GROUPS = {
 }
 BRAIN_LABELS = {0: "background", **dict(enumerate(BRAIN_GROUPS, start=1))}
 # Any contrast, but cleaner scans than the defaults make: what can be learnt in minutes is asked.
-BRAIN_SYNTH = SynthConfig(
-    seed=0, spacing=(2.0, 2.0, 2.0), class_std=(5.0, 40.0), noise=15.0, max_thickness_mm=0.0, bias=0.2
+BRAIN_SYNTH = parse_config(
+    SynthConfig,
+    {
+        **{"seed": 0, "spacing": (2.0, 2.0, 2.0), "class_std": (5.0, 40.0)},
+        **{"bias": 0.2, "noise": 15.0, "max_thickness_mm": 0.0},
+    },
 )
 NUM_BRAIN, NUM_BRAIN_VAL = 20, 4
 NUM_SMALL, NUM_SMALL_VAL, NUM_SMALL_TEST = 14, 2, 4

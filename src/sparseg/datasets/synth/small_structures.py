@@ -91,7 +91,8 @@ def _distance(kind: str, edge: int, rng: np.random.Generator) -> np.ndarray:
     if kind == "beads":
         radius, count = rng.uniform(3.0, 5.0) / 2, int(rng.integers(3, 5))
         places = (np.arange(count) - (count - 1) / 2) * rng.uniform(6.0, 7.5)
-        return np.min([_sphere(offset - _column(place * along), radius) for place in places], axis=0)
+        beads: np.ndarray = np.min([_sphere(offset - _column(p * along), radius) for p in places], axis=0)
+        return beads
     low, high = {"nodule": (3.0, 6.0), "blob": (10.0, 15.0), "speck": (0.8, 1.6)}[kind]
     return _sphere(offset, rng.uniform(low, high) / 2)
 
@@ -108,7 +109,8 @@ def _bent_tube(
     radius, length = rng.uniform(2.0, 3.5) / 2, rng.uniform(10.0, 18.0)
     onward = along + 0.3 * aside
     ends = (-along * length / 2, onward / np.linalg.norm(onward) * length / 2)
-    return np.min([_to_segment(offset, end) for end in ends], axis=0) - np.float32(radius)
+    tube: np.ndarray = np.min([_to_segment(offset, end) for end in ends], axis=0) - np.float32(radius)
+    return tube
 
 
 def _to_segment(offset: np.ndarray, end: np.ndarray) -> np.ndarray:
