@@ -47,7 +47,7 @@ def test_one_image_that_fails_alone_leaves_no_page(sparseg, model_folder, tmp_pa
     "error", [VolumeError("the output must be writable", where="x"), OSError(28, "No space left on device")]
 )
 def test_a_page_that_cannot_be_written_costs_no_label(sparseg, model_folder, tmp_path, monkeypatch, error):
-    def fail(out):
+    def fail(out):  # noqa: ARG001
         raise error
 
     monkeypatch.setattr(report_page, "write_report_page", fail)

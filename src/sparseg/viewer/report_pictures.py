@@ -103,7 +103,7 @@ def draw_case(
 def picture_centre(image: Volume, labels: Volume | None) -> np.ndarray:
     """World position `[3]` through which the planes go."""
     if labels is not None:
-        counts = np.bincount(labels.array.astype(np.int64).ravel())
+        counts = np.bincount(labels.array.ravel(order="K"))
         counts[0] = 0
         if counts.any():
             largest = Volume((labels.array == counts.argmax()).astype(np.uint8), labels.affine)
