@@ -18,7 +18,8 @@ from training.processes import Launch
 
 def start(model, folder, *more):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", "sparseg", "predict", "in", "--model", str(model), "--out", "out", *more]
+    command = [sys.executable, "-m", "sparseg", "predict", "in", "--model", str(model), "--out", "out"]
+    command += ["--no-report", *more]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -56,7 +57,7 @@ def test_a_signal_ends_cleanly_and_resume_goes_on(sparseg, tmp_path, model_folde
     assert found == [f"{name}.json" for name in done]
     assert [row["case"] for row in rows(tmp_path)] == done
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [f"{n}.nii.gz" for n in done]
-    options = ("--model", model_folder, "--out", tmp_path / "out", "--resume")
+    options = ("--model", model_folder, "--out", tmp_path / "out", "--resume", "--no-report")
     outcome = sparseg("predict", tmp_path / "in", *options)
     assert outcome.code == 0, outcome.err
     assert outcome.out.count("(reused)") == len(done)
@@ -69,7 +70,7 @@ def test_torchrun_gives_each_process_its_share_and_a_bad_case_costs_no_other(tmp
     cases = write_cases(tmp_path / "in", 12)
     for case in cases[::2]:
         case.image.write_bytes(b"")
-    arguments = ["-m", "sparseg", "predict", "in", "--model", model_folder, "--out", "out"]
+    arguments = ["-m", "sparseg", "predict", "in", "--model", model_folder, "--out", "out", "--no-report"]
     launch = Launch(arguments, tmp_path)
     assert launch.wait() == 1
     assert [(row["case"], row["status"]) for row in rows(tmp_path)] == [
@@ -82,7 +83,7 @@ def test_torchrun_gives_each_process_its_share_and_a_bad_case_costs_no_other(tmp
 
 def test_a_shard_of_the_command(sparseg, model_folder, tmp_path):
     write_cases(tmp_path / "in", 3)
-    options = ("--model", model_folder, "--out", tmp_path / "out", "--device", "cpu")
+    options = ("--model", model_folder, "--out", tmp_path / "out", "--device", "cpu", "--no-report")
     assert sparseg("predict", tmp_path / "in", *options, "--shard", "2/2").code == 0
     assert [row["case"] for row in rows(tmp_path)] == ["case_001"]
     outcome = sparseg("predict", tmp_path / "in", *options, "--shard", "1/2")

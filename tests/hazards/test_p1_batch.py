@@ -83,7 +83,8 @@ def check(out, truth, bad):
         assert rows[name]["code"]
         assert name in rows[name]["message"]
     labels = {f"{name}.nii.gz" for name in truth}
-    assert {path.name for path in out.iterdir()} == labels | {"report", "report.json", "statistics.json"}
+    others = {"report", "report.html", "report.json", "statistics.json"}
+    assert {path.name for path in out.iterdir()} == labels | others
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_p1_every_kind_of_bad_case_at_once(cohort, capsys, monkeypatch, figure):
     lines = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == len(names)
     assert all(name in line for line, name in zip(lines, names, strict=True))
-    assert len(printed.out.splitlines()) == len(truth)
+    assert len(printed.out.splitlines()) == len(truth) + 1  # the line of the report
     check(out, truth, names)
 
 
@@ -146,7 +147,7 @@ def test_p1_all_bad_is_bad_input(cohort, capsys):
         path.write_bytes(b"")
     assert run(["predict", str(images), "--model", str(model), "--out", str(out)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == NUM_GOOD
-    assert sorted(path.name for path in out.iterdir()) == ["report", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["report", "report.html", "report.json"]
 
 
 def test_p3_a_second_run_leaves_nothing_stale(cohort, capsys):

@@ -23,7 +23,7 @@ def predict(tmp_path, monkeypatch, capsys):
 
     def command(*more):
         arguments = ["predict", str(tmp_path / "in"), "--model", str(model), "--out", str(tmp_path / "out")]
-        code = run([*arguments, *more])
+        code = run([*arguments, "--no-report", *more])
         printed = capsys.readouterr()
         assert printed.err == ""
         return code, [line.partition(" (")[0] for line in printed.out.splitlines()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -114,7 +114,7 @@ def test_a_machine_without_the_folder_or_the_models_is_named(orders, tmp_path):
     ):
         outcome = Worker(wrong).run(0)
         assert outcome.unfit
-        assert str(outcome.error).startswith(f"host {socket.gethostname()}: ")
+        assert str(outcome.error).startswith(f"host {platform.node()}: ")
         assert word in str(outcome.error)
         assert code in (None, outcome.error.code)
     assert not orders.cases[0].output.exists()

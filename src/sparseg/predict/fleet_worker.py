@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,8 @@ Prepare = Callable[[Predictor, Sequence[PredictionCase], Path], None]
 MAX_TRIES = 2
 
 
-@dataclass(frozen=True)
+# Ray Data writes what it handles to its logs, where names of cases have no place: neither shows its content.
+@dataclass(frozen=True, repr=False)
 class Orders:
     """What a worker is told; all paths are absolute, and the same on every machine.
 
@@ -53,7 +54,7 @@ class Orders:
     prepare: Prepare | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """What became of a case.
 
@@ -188,5 +189,5 @@ def _deadly(case: PredictionCase) -> ResourceError:
 
 def _on_this_host(error: SparsegError) -> SparsegError:
     """The same error, saying which machine of the fleet it is about."""
-    error.args = (f"host {socket.gethostname()}: {error}",)
+    error.args = (f"host {platform.node()}: {error}",)
     return error
