@@ -102,8 +102,9 @@ def test_monai_and_ours_mean_the_same_on_the_same_windows(task: Task, tmp_path: 
         np.testing.assert_allclose(volume.affine, make_ct(*TINY)[0].affine, atol=1e-4)
         labels[name] = volume.array[0]
     assert set(np.unique(labels[BASE])) == {0, 5}
-    # What differs is the noise that widened kernels average and plain linear interpolation does not.
-    assert (labels[BASE] == labels["same windows"]).mean() > 0.98
+    assert (labels[BASE] == labels["same windows"]).mean() >= 0.9999
+    # What differs here is the noise that coarser voxels average and plain interpolation does not.
+    assert 0.95 < (labels[BASE] == labels["default"]).mean() < 1
     assert 0.02 < (labels[BASE] == 5).mean() < 0.5
     assert passes[BASE].num_windows == passes["same windows"].num_windows == 2 * 2 * 3
     assert passes["default"].num_windows <= passes["same windows"].num_windows

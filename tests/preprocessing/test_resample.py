@@ -85,3 +85,12 @@ def test_pieces_and_memory_order_change_nothing(ratios, order, monkeypatch):
         assert found.dtype == np.float32
         assert found.flags.c_contiguous
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_without_antialiasing_a_coarser_voxel_lies_between_two_old_ones():
+    array = np.random.default_rng(3).standard_normal((1, 21, 5, 4)).astype(np.float32)
+    found = resample_image(array, (9, 5, 4), (2.5, 1.0, 1.0), antialias=False)
+    where = positions(9, 21, 2.5)
+    expected = [np.interp(where, np.arange(21), line) for line in array[0].reshape(21, -1).T]
+    np.testing.assert_allclose(found[0].reshape(9, -1), np.array(expected).T, atol=1e-6)
+    assert np.abs(found - resample_image(array, (9, 5, 4), (2.5, 1.0, 1.0))).max() > 0.5

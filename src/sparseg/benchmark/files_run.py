@@ -23,12 +23,16 @@ from sparseg.benchmark.memory import peak_resident_bytes
 from sparseg.checkpoints.folder import load_model, read_card
 from sparseg.errors import SparsegError
 from sparseg.models.network import Network
+from sparseg.predict.case import LoadedCase
+from sparseg.predict.outputs import write_labels
 from sparseg.predict.predictor import Predictor
 from sparseg.predict.settings import PredictSettings
+from sparseg.preprocessing.pipeline import prepare
+from sparseg.volumes.io import read_volume
 
 BASE = "monai"
-# What each way runs: MONAI's transforms; ours on the same field and windows; ours as it comes; ours with the
-# windows laid over the body.
+# What each way runs: MONAI's transforms; ours on the same field and windows, with the same interpolation; ours
+# as it comes; ours with the windows laid over the body.
 WAYS = (BASE, "same windows", "default", "body only")
 PARTS = ("read", "prepare", "network", "stitch", "finish", "statistics", "write")
 
@@ -81,7 +85,7 @@ class Way:
             if name == "same windows":
                 preprocess = card.preprocess.model_copy(update={"foreground_crop": False})
                 card = card.model_copy(update={"preprocess": preprocess})
-            self._run = _Ours(Predictor(net, card, _settings(name, task))).run
+            self._run = _Ours(Predictor(net, card, _settings(name, task)), equal=name == "same windows").run
         self.net = net
 
     def predict(self, folder: Path) -> OnePass:
@@ -96,11 +100,25 @@ class Way:
 
 
 class _Ours:
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
+    """`predict_file`, or the same steps with the plain interpolation of MONAI's `Spacing`."""
+
+    def __init__(self, predictor: Predictor, *, equal: bool) -> None:
+        self.predictor, self.equal = predictor, equal
 
     def run(self, image: Path, folder: Path) -> dict[str, float]:
-        return dict(self.predictor.predict_file(image, folder / image.name).seconds)
+        output = folder / image.name
+        if not self.equal:
+            return dict(self.predictor.predict_file(image, output).seconds)
+        case = self._load(image)
+        return dict(self.predictor.finish(case, self.predictor.run_case(case), output).seconds)
+
+    def _load(self, path: Path) -> LoadedCase:
+        began = time.perf_counter()
+        image = read_volume(path)
+        read = time.perf_counter()
+        prepared = prepare(image, self.predictor.card.preprocess, antialias=False)
+        seconds = {"read": read - began, "prepare": time.perf_counter() - read}
+        return LoadedCase(prepared, image.affine, write_labels, seconds)
 
 
 class _NetworkTimer:

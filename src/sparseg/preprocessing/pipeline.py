@@ -30,13 +30,17 @@ class Prepared(NamedTuple):
     record: PreprocessRecord
 
 
-def prepare(image: Volume, config: PreprocessConfig, *, labels: Volume | None = None) -> Prepared:
+def prepare(
+    image: Volume, config: PreprocessConfig, *, labels: Volume | None = None, antialias: bool = True
+) -> Prepared:
     """Reorient to RAS, crop to the foreground, resample, map the intensity.
 
     Args:
         image: `[C,H0,W0,D0]` in its own units (HU for CT).
         config: The model's preprocessing.
         labels: `[1,H0,W0,D0]` integer ids on the image's grid. Ids never change and none is invented.
+        antialias: Average what a coarser voxel covers; models are trained so. False interpolates between two
+            voxels whatever the spacing, to compare with pipelines that do.
 
     Raises:
         VolumeError: the image is empty or holds a value that is not finite.
@@ -49,7 +53,8 @@ def prepare(image: Volume, config: PreprocessConfig, *, labels: Volume | None = 
         require_same_grid(image, labels, what="image and labels")
     record = plan(image, config)
     ratios = _ratios(record)
-    resampled = resample_image(_to_crop(image.array, record), record.model_shape, ratios)
+    crop = _to_crop(image.array, record)
+    resampled = resample_image(crop, record.model_shape, ratios, antialias=antialias)
     array = map_intensity(resampled, config.intensity, in_place=True)
     prepared_labels = None
     if labels is not None:

@@ -101,17 +101,25 @@ def apply_weights(matrices: Sequence[sparse.csr_array | None], array: np.ndarray
     return result if rest is None else np.ascontiguousarray(apply_along(rest, result, across))
 
 
-def resampling_weights(old: Triple, new: Triple, ratios: Sequence[float]) -> list[sparse.csr_array | None]:
-    """Return one matrix per axis from shape `old` to `new`, edges growing by `ratios`; None where 1."""
+def resampling_weights(
+    old: Triple, new: Triple, ratios: Sequence[float], *, antialias: bool = True
+) -> list[sparse.csr_array | None]:
+    """Return one matrix per axis from shape `old` to `new`, edges growing by `ratios`; None where 1.
+
+    Without `antialias` an axis that gets coarser is interpolated as one that gets finer.
+    """
     return [
-        None if r == 1 else axis_weights(positions(n, m, r), m, half_width=max(1.0, r))
+        None if r == 1 else axis_weights(positions(n, m, r), m, half_width=max(1.0, r) if antialias else 1.0)
         for m, n, r in zip(old, new, ratios, strict=True)
     ]
 
 
-def resample_image(array: np.ndarray, shape: Triple, ratios: Sequence[float]) -> np.ndarray:
+def resample_image(
+    array: np.ndarray, shape: Triple, ratios: Sequence[float], *, antialias: bool = True
+) -> np.ndarray:
     """Resample `[C,H,W,D]` to `shape` voxels of `ratios` old edges; returns float32 `[C,*shape]`."""
-    matrices = resampling_weights((array.shape[1], array.shape[2], array.shape[3]), shape, ratios)
+    old = (array.shape[1], array.shape[2], array.shape[3])
+    matrices = resampling_weights(old, shape, ratios, antialias=antialias)
     channels = [apply_weights(matrices, channel) for channel in array]
     return channels[0][None] if len(channels) == 1 else np.stack(channels)
 
