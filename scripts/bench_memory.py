@@ -66,10 +66,10 @@ SETTINGS = (
     Setting((256, 256, 128), options=("--format", "seg.nrrd")),
     Setting((256, 256, 128), options=("--largest-component", "all")),
     Setting((256, 256, 128), num_cases=3),
-    Setting((256, 256, 128), options=("--max-ram", "900M"), num_cases=3),
+    Setting((256, 256, 128), options=("--max-ram", "1G"), num_cases=3),
     Setting((256, 256, 128), options=("--batch-size", "4")),
     Setting((512, 512, 160), ".nii.gz", "int16", (1.5, 1.5, 2.0)),
-    Setting((512, 512, 160), ".nii.gz", "int16", (1.5, 1.5, 2.0), ("--max-ram", "1200M")),
+    Setting((512, 512, 160), ".nii.gz", "int16", (1.5, 1.5, 2.0), ("--max-ram", "1400M")),
     Setting((512, 512, 160), ".nii", "float32"),
     Setting((512, 512, 160), ".nii", "int16", None, ("--max-ram", "2G")),
 )
@@ -142,12 +142,14 @@ def run(setting: Setting, folder: Path) -> dict[str, object]:
     seconds = time.monotonic() - start
     said = errors.read_text()
     found = _SIZE.search(said)
-    assert found, said
+    code = os.waitstatus_to_exitcode(status)
+    if code or not found:
+        sys.exit(f"exit code {code}: {said}")
     predicted = float(found[1]) * _UNITS[found[2]]
     measured = usage.ru_maxrss * 1024
     return {
         "setting": json.loads(json.dumps(asdict(setting))),
-        "exit_code": os.waitstatus_to_exitcode(status),
+        "exit_code": code,
         "predicted_bytes": int(predicted),
         "peak_bytes": measured,
         "measured_over_predicted": round(measured / predicted, 3),

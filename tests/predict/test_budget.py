@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from predict.threshold_model import tiny_card, tiny_net, tiny_preprocess
 from sparseg.errors import ConfigError, ResourceError
@@ -286,12 +287,36 @@ def test_no_room_on_the_disk(tmp_path: Path, disk: int, temporary: int) -> None:
     require_disk(replace(found, disk_bytes=1, temporary_bytes=1), tmp_path)
 
 
-def test_one_window_is_measured() -> None:
-    found = measure_model(predictor())
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_windows_are_measured(batch_size: int) -> None:
+    found = measure_model(predictor(batch_size=batch_size))
     assert 50 * MIB < found.resident_bytes < 8 * 2**30
     assert 0 <= found.window_bytes < 2**30
+    assert 0 <= found.batch_bytes < 2**30
+    assert batch_size > 1 or found.batch_bytes == 0
     assert 0 < found.seconds_per_window < 60
     assert (found.roi, found.num_classes, found.overlaps) == (ROI, 3, (0.5,))
+
+
+def test_each_window_of_a_batch_counts_and_the_batch_once() -> None:
+    batches = replace(MODEL, window_bytes=10 * MIB, batch_bytes=90 * MIB)
+    one, four = (footprint(LARGE, batches, replace(SETTINGS, batch_size=n)).windows for n in (1, 4))
+    assert one == footprint(LARGE, MODEL, SETTINGS).windows
+    assert four - one == 30 * MIB
+
+
+def test_a_window_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a bound the windows fall back by themselves; a bound could not be kept."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(budget, "measure_model", full)
+    case = case_of(image_file(tmp_path / "a.nii", (40, 40, 24)))
+    assert plan_run(predictor(), [case]).estimate is None
+    with pytest.raises(ResourceError) as caught:
+        plan_run(predictor(), [case], max_ram=2**40)
+    assert caught.value.code == "out-of-memory"
 
 
 def test_the_meter_starts_over() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparseg.errors import ConfigError
+from sparseg.errors import ConfigError, ResourceError
 from sparseg.predict.case_size import CaseSize, size_of_case
 from sparseg.predict.estimate import Estimate, estimate_run, peak_bytes, size_text, survey
 from sparseg.predict.footprint import FLOAT, ModelLoad
@@ -20,6 +20,7 @@ from sparseg.predict.predictor import Predictor
 from sparseg.predict.probe import measure_model
 from sparseg.predict.settings import PredictSettings
 from sparseg.preprocessing.config import PreprocessConfig
+from sparseg.windows.fallback import is_out_of_memory
 
 # With less for its pages a file is read and written window by window at the speed of the disk.
 MIN_PAGES = 64 * 2**20
@@ -105,6 +106,9 @@ def plan_run(
         max_ram: Most memory the process may take; None takes what is free now. Cases that cannot fit do not
             count in what is chosen for the others: the plan's guard refuses them when their turn comes.
         max_vram: Most memory of a GPU; see `limit_gpu`.
+
+    Raises:
+        ResourceError: a bound is set, and not even one window fits into memory.
     """
     settings = predictor.settings
     sizes = survey(predictor, cases, seconds=None if max_ram is not None else _SURVEY_SECONDS)
@@ -112,7 +116,19 @@ def plan_run(
     windows = sum(size.num_windows(roi, overlap) for size in sizes.values() for overlap in overlaps)
     if max_ram is None and max_vram is None and windows <= _FEW_WINDOWS:
         return RunPlan(settings)
-    model = measure_model(predictor)
+    try:
+        model = measure_model(predictor)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if max_ram is None:  # no figures then; the windows will find a way themselves
+            return RunPlan(settings)
+        raise ResourceError(
+            "one window must fit into memory",
+            received=f"out of memory on {settings.device}",
+            remedy="use --device cpu, or close other programs",
+            code="out-of-memory",
+        ) from None
     allowed = model.resident_bytes + free_memory() if max_ram is None else max_ram
     settings = replace(settings, sums_device=sums_device(sizes.values(), model, settings, max_vram))
     settings, changes = choose(list(sizes.values()), len(cases), model, settings, allowed)

@@ -35,7 +35,7 @@ class ModelLoad:
 
     Attributes:
         resident_bytes: Memory of the process with the models loaded and no case.
-        window_bytes: What one window through the network takes beside it, on the CPU.
+        window_bytes: What each window of a batch takes in the network, on the CPU.
         seconds_per_window: Time of one window, mirrored images included; mean of the models.
         roi: Window edges in voxels.
         num_classes: K.
@@ -43,6 +43,7 @@ class ModelLoad:
         label_bytes: Bytes of one id.
         regions: Whether the K outputs are overlapping regions.
         standardises: Whether channels are brought to mean 0 and deviation 1 (MR).
+        batch_bytes: What a batch takes in the network beside its windows, on the CPU.
     """
 
     resident_bytes: int
@@ -54,6 +55,7 @@ class ModelLoad:
     label_bytes: int = 1
     regions: bool = False
     standardises: bool = False
+    batch_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _windows(size: CaseSize, model: ModelLoad, settings: PredictSettings, sums: 
     """Beside the image: it padded, the sums and their weights; a batch, or the mask of voxels not covered."""
     shape = size.padded_shape(model.roi)
     padded = 0 if shape == size.model_shape else FLOAT * size.num_channels * prod(shape)
-    batch = model.window_bytes * settings.batch_size if settings.device == "cpu" else 0
+    batch = model.batch_bytes + model.window_bytes * settings.batch_size
     pages = _window_pages(size, model) if sums.in_file else 0
     # Sums on a GPU come to the CPU at the end.
     return padded + sums.mean + FLOAT * prod(shape) + sums.held + max(batch + pages, prod(shape))

@@ -13,19 +13,24 @@ from sparseg.preprocessing.config import MRIntensity
 
 
 def measure_model(predictor: Predictor) -> ModelLoad:
-    """Run one window through every model of a predictor, twice: the first run warms up and shows the memory.
+    """Run one window through every model of a predictor, then one or two more.
 
-    On a GPU the memory of the window is the GPU's own business; the CPU's share is 0.
+    The first run warms up and shows the memory. The second one is timed; with batches it takes two windows,
+    which shows what each further one needs. On a GPU the memory of a window is none of the CPU's.
     """
-    card, on_cpu = predictor.card, predictor.settings.device == "cpu"
-    meter = PeakMeter()
-    for member in predictor.members:
-        _run_once(member)
-    peak, resident = meter.peak, resident_bytes()
+    card, settings = predictor.card, predictor.settings
+    count = min(2, settings.batch_size)
+    first, _ = _run_once(predictor, 1)
+    resident = resident_bytes()
+    second, seconds = _run_once(predictor, count)
+    one = max(0, first - resident)
+    each = min(one, max(0, second - first)) if count > 1 else one
+    on_cpu = settings.device == "cpu"
     return ModelLoad(
         resident_bytes=resident,
-        window_bytes=max(0, peak - resident) if on_cpu else 0,
-        seconds_per_window=sum(_run_once(member) for member in predictor.members) / len(predictor.members),
+        window_bytes=each if on_cpu else 0,
+        batch_bytes=one - each if on_cpu else 0,
+        seconds_per_window=seconds / count / len(predictor.members),
         roi=card.model.roi_size,
         num_classes=card.model.num_classes,
         overlaps=tuple(member.overlap for member in predictor.members),
@@ -35,13 +40,15 @@ def measure_model(predictor: Predictor) -> ModelLoad:
     )
 
 
-def _run_once(member: Predictor) -> float:
-    """Seconds of one window."""
-    device = torch.device(member.settings.device)
+def _run_once(predictor: Predictor, count: int) -> tuple[int, float]:
+    """Highest memory of the process and seconds, of so many windows at once through each model in turn."""
+    model, device = predictor.card.model, torch.device(predictor.settings.device)
     generator = torch.Generator().manual_seed(0)
-    window = torch.randn(1, member.card.model.in_channels, *member.card.model.roi_size, generator=generator)
+    windows = torch.randn(count, model.in_channels, *model.roi_size, generator=generator)
+    meter = PeakMeter()
     with torch.inference_mode():
         start = time.perf_counter()
-        # The copy back waits for the device, too.
-        member.network(member.keep_ratios)(window.to(device)).float().cpu()
-    return time.perf_counter() - start
+        for member in predictor.members:
+            # The copy back waits for the device, too.
+            member.network(member.keep_ratios)(windows.to(device)).float().cpu()
+        return meter.peak, time.perf_counter() - start
