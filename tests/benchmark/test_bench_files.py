@@ -37,7 +37,7 @@ def above_fat(net: SparseUNETR, image: Tensor) -> Tensor:
     """Stand in for `SparseUNETR.forward`: class 5 above the intensity of fat, else background."""
     ramp = torch.zeros(1, net.config.num_classes, 1, 1, 1)
     ramp[:, 5] = 20.0
-    return ramp * (image - 0.2)
+    return ramp * (image + 0.4)
 
 
 @pytest.fixture

@@ -31,8 +31,8 @@ from sparseg.preprocessing.pipeline import prepare
 from sparseg.volumes.io import read_volume
 
 BASE = "monai"
-# What each way runs: MONAI's transforms; ours on the same field and windows, with the same interpolation; ours
-# as it comes; ours with the windows laid over the body.
+# What each way runs: MONAI's transforms; ours on the same field and windows, with the same interpolation;
+# ours as it comes; ours with the windows laid over the body.
 WAYS = (BASE, "same windows", "default", "body only")
 PARTS = ("read", "prepare", "network", "stitch", "finish", "statistics", "write")
 
