@@ -178,7 +178,7 @@ def make_plan(
         "folds": tuple(folds),
         "base": dict(base),
         "definitions": definitions,
-        "variants": {name: config.model_dump() for name, config in variants.items()},
+        "variants": {name: config.model_dump(mode="json") for name, config in variants.items()},
     }
     return parse_config(Plan, values, where="compare")
 

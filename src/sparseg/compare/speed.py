@@ -55,7 +55,7 @@ def measure_speeds(
     """Measure all variants, or take what was measured before of the same networks on this kind of device.
 
     Args:
-        found: The comparison; variants with a finished run are timed from file to file, too.
+        found: The comparison; variants with a trained model are timed from file to file, too.
         cases: Its dataset.
         device: Where the networks run.
         rounds: Counted passes of every variant, after one that is not.
@@ -126,7 +126,7 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> float | None:
 
 
 def trained_models(found: Comparison) -> dict[str, Path]:
-    """Variant -> model of its first finished run."""
+    """Variant -> model of its first run that has stored one."""
     models: dict[str, Path] = {}
     for run in found.runs:
         if found.model(run).is_dir():

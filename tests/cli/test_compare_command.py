@@ -1,0 +1,137 @@
+"""`sparseg compare`: real trainings, a kill and a resumption, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from crossval.conftest import write_dataset
+from sparseg.compare import speed
+from sparseg.compare.plan import read
+from sparseg.compare.train import read_state
+
+RECIPE = {
+    "preset": "test_tiny",
+    "model": {"feature_size": 2},
+    "batch_size": 1,
+    "validate_every": 25,
+    "overlap": 0.0,
+    "num_folds": 3,
+}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return write_dataset(tmp_path / "data", ("a", "b", "c"))
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
+def compare(sparseg, dataset, tmp_path):
+    """Return `compare(options...)` on the dataset into `out`."""
+
+    def command(*options):
+        return sparseg("compare", dataset, "--out", tmp_path / "out", *options)
+
+    return command
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_killed_goes_on_and_ends(compare, dataset, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "measure_peak", lambda *_: 2**30)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sparseg", "compare", dataset, "--out", out, "--recipe", recipe]
+    command += ["--variants", "random,dense_p8", "--seeds", "1", "--max-steps", "50"]
+    with (tmp_path / "printed.txt").open("wb") as printed:
+        process = subprocess.Popen([str(part) for part in command], stdout=printed, stderr=printed)
+    try:
+        wait_for_step(out, "dense_p8", 5, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    found = read(out)
+    first, second = found.runs
+    states = [read_state(found, run) for run in found.runs]
+    assert [state.finished for state in states] == [True, False]
+    assert f"go on with: sparseg compare {dataset} --out {out}\n" in (tmp_path / "printed.txt").read_text()
+    kept = (found.model(first) / "weights.safetensors").stat()
+
+    # What there is can be seen: the run that is not done is marked.
+    outcome = compare("--collect")
+    assert outcome.code == 1
+    line = f"dense_p8, fold 0, seed 0: interrupted at step {states[1].step}"
+    assert line in outcome.out
+    assert line in (out / "compare.html").read_text()
+    rows = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)["rows"]
+    assert [row["quality"]["dice"] is None for row in rows] == [False, True]
+    assert "random and dense_p8 cannot be compared" in outcome.out
+
+    outcome = compare()
+    assert outcome.code == 0, outcome
+    assert "dense_p8/fold_0/seed_0: done\n" in outcome.out
+    assert "random/fold_0/seed_0" not in outcome.out  # neither trained nor scored again
+    assert (found.model(first) / "weights.safetensors").stat() == kept
+    assert [read_state(found, run).step for run in (first, second)] == [50, 50]
+    results = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)
+    assert all(row["complete"] for row in results["rows"])
+    assert results["rows"][0]["inference"]["times_reference"] > 0
+    assert results["comparisons"][0]["num_pairs"] == 1
+
+
+def wait_for_step(out, variant, step, process):
+    log = out / "runs" / variant / "fold_0" / "seed_0" / "log.jsonl"
+    while not log.exists() or log.read_text().count('"train"') < step:
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def test_what_is_refused_before_anything_starts(compare, tmp_path):
+    compare("--collect").refused("start it first", tmp_path / "out")
+    compare("--max-steps", "5", "--max-minutes", "1").refused("one budget")
+    compare("--variants", "sparse,nothing").refused("a variant must be", "dense_p16", "received 'nothing'")
+    compare("--seeds", "0").refused("--seeds must be at least 1")
+    compare("--device-list", "0,,1").refused("device")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_what_is_refused_once_the_data_are_known(compare, recipe, tmp_path):
+    outcome = compare("--recipe", recipe, "--variants", "sparse", "--folds", "0;1")
+    assert (outcome.code, "numbers from 0" in outcome.err) == (2, True)
+    # A row of a list would be left out; what is asked for by name must fit.
+    outcome = compare("--recipe", recipe, "--variants", "sparse,peer_swin_unetr_tiny")
+    assert (outcome.code, "multiples of 32" in outcome.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_rows_of_a_list_that_do_not_fit_are_left_out_and_settings_stay(
+    compare, recipe, tmp_path, monkeypatch
+):
+    from sparseg.cli import compare as command
+
+    monkeypatch.setattr(command, "_train", lambda *_: signal.SIGTERM)
+    start = ("--recipe", recipe, "--max-steps", "4", "--seeds", "1")
+    assert compare("--variants", "peers_tiny", *start).code == 128 + signal.SIGTERM
+    plan = read(tmp_path / "out").plan
+    assert {"sparse", "dense_p8", "peer_segresnet_tiny"} <= set(plan.variants)
+    assert "multiples of 32" in plan.left_out["peer_swin_unetr_tiny"]
+    outcome = compare("--max-steps", "5")
+    assert outcome.code == 2
+    assert "budget.amount was 4.0, now 5.0" in outcome.err
+    assert compare("--variants", "random", "--seeds", "2").code == 128 + signal.SIGTERM
+    again = read(tmp_path / "out").plan
+    assert set(again.variants) == {*plan.variants, "random"}
+    assert again.seeds == (0, 1)

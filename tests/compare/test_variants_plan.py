@@ -1,0 +1,134 @@
+"""Which rows there are, what each is trained with, and that nothing changes under a comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compare.conftest import BASE, SPLITS, plan_of
+from sparseg.compare.plan import Budget, Run, create, extend, read, without
+from sparseg.compare.variants import LISTS, parse_variants, settings_of
+from sparseg.errors import ConfigError
+from sparseg.models.baselines import BASELINES
+from sparseg.models.presets import PRESETS
+
+
+def test_lists_name_known_rows_only() -> None:
+    for names in LISTS.values():
+        assert set(names) <= BASELINES.keys() | PRESETS.keys()
+        assert {"sparse", "dense_p8"} <= set(names)
+    assert set(parse_variants("paper, dense_p16,tome")) == {*LISTS["paper"], "tome"}
+    assert {"peer_unetr16", "peer_segresnet"} <= set(LISTS["peers"])
+
+
+def test_unknown_names_are_refused_with_all_that_are_known() -> None:
+    with pytest.raises(ConfigError, match=r"paper, method, peers.*dense_p8.*received 'dense'"):
+        parse_variants("sparse,dense")
+
+
+def test_rows_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "rows.yaml"
+    file.write_text(
+        "half: {model: {keep_ratio: 0.5}, train: {optimizer: {lr: 0.01}}}\n"
+        "other: {preset: peer_segresnet_tiny}\nplain: {}\n"
+    )
+    rows = parse_variants(f"sparse,{file}")
+    assert list(rows) == ["sparse", "half", "other", "plain"]
+    half = settings_of("half", rows["half"], BASE)
+    assert half.model == {"feature_size": 2, "roi_size": [16, 16, 16], "keep_ratio": 0.5}
+    assert (half.preset, half.optimizer.lr, half.batch_size) == ("test_tiny", 0.01, 1)
+    other = settings_of("other", rows["other"], BASE)
+    # Another network takes the window, so that the crops are the same, and nothing else.
+    assert (other.preset, other.model) == ("peer_segresnet_tiny", {"roi_size": [16, 16, 16]})
+    for text, rule in (
+        ("sparse: {}", "a name of its own"),
+        ("a/b: {}", "received a/b"),
+        ("x: {modle: {}}", "preset, model, train"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=rule):
+            parse_variants(str(file))
+
+
+def test_a_row_differs_from_ours_in_the_named_thing_alone() -> None:
+    ours = settings_of("sparse", None, BASE).model_dump()
+    mask = settings_of("mask_token", None, BASE).model_dump()
+    assert mask.pop("model") == {**ours.pop("model"), "completion": "mask_token"}
+    assert mask == ours
+    dense = settings_of("dense_p8", None, BASE)
+    assert (dense.model["pruning_stages"], dense.model["patch_size"]) == ((), 8)
+
+
+def test_losses_on_scores_are_ours_alone() -> None:
+    base = {**BASE, "selection": {"score_weight": 0.2}}
+    weights = {
+        name: settings_of(name, None, base).selection.score_weight
+        for name in ("sparse", "mask_token", "random", "evit", "dynamicvit", "edge")
+    }
+    assert weights == {
+        "sparse": 0.2, "mask_token": 0.2, "random": 0.0, "evit": 0.0, "dynamicvit": 0.0, "edge": 0.1,
+    }  # fmt: skip
+    assert settings_of("dynamicvit", None, base).selection.ratio_weight == 2.0
+
+
+def test_a_recipe_without_pruning_is_refused_for_sparse_rows() -> None:
+    base = {**BASE, "model": {"pruning_stages": []}}
+    with pytest.raises(ConfigError, match=r"variant random: .* pruning stages"):
+        settings_of("random", None, base)
+    assert settings_of("dense_p8", None, base).model["pruning_stages"] == ()
+
+
+def test_the_budget_and_nothing_else_ends_a_run() -> None:
+    base = {**BASE, "max_minutes": 5, "patience": 2}
+    steps = plan_of(base=base).variants["sparse"]
+    assert (steps.max_steps, steps.max_minutes, steps.patience) == (3, None, None)
+    minutes = plan_of(base=base, budget=Budget(kind="minutes", amount=2)).variants["sparse"]
+    assert minutes.max_minutes == 2
+    assert minutes.max_steps > 10**6
+
+
+def test_runs_go_seed_by_seed_and_files_hold_what_the_plan_says(tmp_path: Path) -> None:
+    found = create(tmp_path / "out", plan_of("sparse,dense_p8", folds=(0, 1)), SPLITS)
+    assert [run.name for run in found.runs[:5]] == [
+        *("sparse/fold_0/seed_0", "dense_p8/fold_0/seed_0", "sparse/fold_1/seed_0", "dense_p8/fold_1/seed_0"),
+        "sparse/fold_0/seed_1",
+    ]
+    assert read(tmp_path / "out") == found
+    assert "seed: 1\n" in found.settings(Run("sparse", 0, 1)).read_text()
+    assert found.plan.pairs == [("sparse", "dense_p8")]
+    assert plan_of("random,sparse,nearest").pairs == [
+        ("sparse", "random"),
+        ("nearest", "random"),
+        ("sparse", "nearest"),
+    ]
+
+
+def test_what_was_started_keeps_its_settings_and_may_grow(tmp_path: Path) -> None:
+    found = create(tmp_path / "out", plan_of("sparse,dense_p8"), SPLITS)
+
+    def refused(*words: str, **changes: Any) -> None:
+        with pytest.raises(ConfigError) as error:
+            extend(found, plan_of(**{"variants": "sparse,dense_p8"} | changes))
+        assert all(word in str(error.value) for word in words), str(error.value)
+
+    refused("budget.amount was 3.0, now 4.0", budget=Budget(kind="steps", amount=4))
+    refused("sparse: optimizer.lr was 0.001, now 0.01", base={**BASE, "optimizer": {"lr": 0.01}})
+    refused("fingerprint was f, now g", fingerprint="g")
+    refused("from 0 to 1", "received 2", folds=(0, 2))
+    more = extend(found, plan_of("random", seeds=(0, 1, 2), folds=(1,)))
+    assert (more.plan.seeds, more.plan.folds) == ((0, 1, 2), (0, 1))
+    assert list(more.plan.variants) == ["sparse", "dense_p8", "random"]
+    assert read(tmp_path / "out") == more
+
+
+def test_folders_that_hold_something_else_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="empty folder"):
+        create(tmp_path / "out", plan_of(), SPLITS)
+    with pytest.raises(ConfigError, match="start it first"):
+        read(tmp_path / "none")
+    with pytest.raises(ConfigError, match="at least one variant must fit"):
+        without(plan_of("sparse"), {"sparse": "too small"})
