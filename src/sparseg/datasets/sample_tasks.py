@@ -48,12 +48,14 @@ BRAIN_GROUPS = {
     "brain stem": ("brain stem",),
 }
 BRAIN_LABELS = {0: "background", **dict(enumerate(BRAIN_GROUPS, start=1))}
-# Any contrast, but cleaner scans than the defaults make: what can be learnt in minutes is asked.
+# The way of CT keeps each tissue's own mean, here that of T1, up to a random shift; the image is moved to its
+# scale and back, so that air is -1000 there. To learn any contrast would take longer than minutes.
+_T1_SCALE, _T1_OFFSET = 1000.0, -1000.0
 BRAIN_SYNTH = parse_config(
     SynthConfig,
     {
-        **{"seed": 0, "spacing": (2.0, 2.0, 2.0), "class_std": (5.0, 40.0)},
-        **{"bias": 0.2, "noise": 15.0, "max_thickness_mm": 0.0},
+        **{"seed": 0, "modality": "ct", "spacing": (2.0, 2.0, 2.0)},
+        **{"hu_jitter": 60.0, "noise": 40.0, "max_thickness_mm": 0.0},
     },
 )
 NUM_BRAIN, NUM_BRAIN_VAL = 20, 4
@@ -130,10 +132,13 @@ def _build_brain(root: Path, *, cache: Path | None, on_case: OnCase) -> dict[str
 
 
 def _brain_cases(image: Volume, labels: Volume, on_case: OnCase) -> Iterator[WrittenCase]:
-    source = prepare_source(image, labels, BRAIN_SYNTH)
+    """Synthetic heads for training, then the real image."""
+    scaled = Volume(image.array * (_T1_SCALE / image.array.max()) + _T1_OFFSET, image.affine, image.source)
+    source = prepare_source(scaled, labels, BRAIN_SYNTH)
     make = partial(draw_subject, source=source, config=BRAIN_SYNTH)
     for index, (subject, ids) in enumerate(stream_items(make, range(NUM_BRAIN))):
-        yield WrittenCase(_case(index), subject, ids)
+        positive = np.maximum(subject.array - int(_T1_OFFSET), 0).astype(np.int16)
+        yield WrittenCase(_case(index), Volume(positive, subject.affine, subject.source), ids)
         on_case(_case(index))
     yield WrittenCase("mni_t1", image, labels, split="test")
     on_case("mni_t1")
