@@ -32,7 +32,7 @@ def test_structures_are_a_few_voxels_thick_and_apart(case):
     _, labels = case
     assert set(np.unique(labels)) == set(LABELS)
     parts, count = ndimage.label(labels, np.ones((3, 3, 3)))
-    assert count == 5 + 3  # of 18 nodules and 10 vessels per 72³ voxels; a gap keeps them apart
+    assert count == 4 + 2  # of 12 nodules and 6 vessels per 72³ voxels; a gap keeps them apart
     for number in range(1, count + 1):
         inside = parts == number
         assert len(np.unique(labels[inside])) == 1
@@ -50,7 +50,7 @@ def test_labelled_voxels_are_brighter_but_no_threshold_finds_them(case):
         smooth = ndimage.gaussian_filter(image, smoothing)
         levels = np.quantile(smooth, np.linspace(0.8, 0.9999, 30))
         for label in (1, 2):
-            assert max(dice_of_masks(smooth > level, labels == label) for level in levels) < 0.2
+            assert max(dice_of_masks(smooth > level, labels == label) for level in levels) < 0.25
 
 
 def test_distances_of_each_kind_on_paper():

@@ -19,11 +19,11 @@ LABELS = {0: "background", 1: "nodule", 2: "vessel"}
 CHANNELS = ("MR",)
 
 EDGE = 72
-COUNTS = {"nodule": 18, "vessel": 10, "blob": 5, "sheet": 6, "beads": 5, "speck": 20}
-_BASE, _CONTRAST, _CONTRAST_SPREAD = 400.0, 280.0, 0.2
+COUNTS = {"nodule": 12, "vessel": 6, "blob": 3, "sheet": 3, "beads": 3, "speck": 12}
+_BASE, _CONTRAST, _CONTRAST_SPREAD = 400.0, 300.0, 0.2
 # Distance of control points in voxels -> standard deviation.
-_TEXTURE = {3.0: 50.0, 12.0: 50.0}
-_NOISE = 30.0
+_TEXTURE = {3.0: 40.0, 12.0: 25.0}
+_NOISE = 25.0
 _GAP = 3
 _BORDER = 4
 _TRIES = 200
