@@ -99,20 +99,15 @@ def main() -> None:
 
 def keep(row: dict[str, object], path: Path) -> None:
     """Put a row into the file, in place of an older one of the same setting."""
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [other for other in known if other["setting"] != row["setting"]]
-    path.write_text(json.dumps({**header(), "rows": [*rows, row]}, indent=2) + "\n")
+    known = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    rows = [other for other in known["rows"] if other["setting"] != row["setting"]]
+    path.write_text(json.dumps({**known, **header(), "rows": [*rows, row]}, indent=2) + "\n")
 
 
 def header() -> dict[str, object]:
     """What all rows have in common."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
     return {
         "benchmark": "predict memory",
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
         "model": "test_tiny, roi 64, patch 16, 14 classes, overlap 0, 1 thread",
         "peak": "ru_maxrss of a fresh process of the command line",
     }
@@ -147,7 +142,10 @@ def run(setting: Setting, folder: Path) -> dict[str, object]:
         sys.exit(f"exit code {code}: {said}")
     predicted = float(found[1]) * _UNITS[found[2]]
     measured = usage.ru_maxrss * 1024
+    commit = ["git", "rev-parse", "--short", "HEAD"]
     return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip(),
         "setting": json.loads(json.dumps(asdict(setting))),
         "exit_code": code,
         "predicted_bytes": int(predicted),
