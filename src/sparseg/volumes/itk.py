@@ -75,9 +75,7 @@ def read_itk(
     return Volume(array, affine, source=where)
 
 
-def read_itk_header(
-    path: Path, *, assume_orientation: str | None = None
-) -> tuple[TextHeader, np.ndarray]:
+def read_itk_header(path: Path, *, assume_orientation: str | None = None) -> tuple[TextHeader, np.ndarray]:
     """Read no more than the header; returns it and the affine voxel -> RAS mm.
 
     Raises:
