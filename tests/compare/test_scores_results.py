@@ -23,7 +23,7 @@ from sparseg.compare.report import write_report
 from sparseg.compare.results import make_results
 from sparseg.compare.scores import score_runs
 from sparseg.compare.speed import measure_speeds, ratio, spec_of, take_turns
-from sparseg.compare.tables import kept_table, quality_table, unfinished
+from sparseg.compare.tables import kept_table, quality_table, runs_text, unfinished
 from sparseg.crossval.collect import CaseScores
 from sparseg.errors import VolumeError
 from sparseg.metrics.overlap import dice_of_masks
@@ -199,6 +199,19 @@ def test_test_cases_with_labels_are_scored_where_there_are_any(trained: Trained)
     assert (cases.source, test.source) == ("validation", "test")
     assert [case.name for case, _ in cases.scored(found.splits, 1)] == ["c", "d"]
     assert [case.name for case, _ in test.scored(found.splits, 0)] == ["c", "d"]
+
+
+def test_runs_that_wait_are_counted_and_others_told() -> None:
+    runs = [
+        {"fold": 0, "seed": seed, "finished": seed == 0, "state": state, "failed_cases": []}
+        for seed, state in enumerate(("done, 3 steps", "interrupted at step 2", "not started", "not started"))
+    ]
+    row = {"variant": "sparse", "runs": runs}
+    assert runs_text(row) == "1 of 4; fold 0 seed 1: interrupted at step 2; 2 not started"
+    assert unfinished({"rows": [row]}) == [
+        "sparse, fold 0, seed 1: interrupted at step 2",
+        "sparse: 2 of 4 runs not started",
+    ]
 
 
 def test_works_take_turns_and_ratios_need_five_rounds() -> None:

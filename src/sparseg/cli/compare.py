@@ -296,7 +296,7 @@ def _collect(found: Comparison, cases: Cases, machines: Machines) -> int:
     from sparseg.compare.results import make_results
     from sparseg.compare.scores import score_runs
     from sparseg.compare.speed import measure_speeds
-    from sparseg.compare.tables import quality_table, speed_table, unfinished
+    from sparseg.compare.tables import quality_table, speed_table, unfinished, verdicts
     from sparseg.predict.settings import PredictSettings
 
     device = choose_device(machines.device)
@@ -311,9 +311,8 @@ def _collect(found: Comparison, cases: Cases, machines: Machines) -> int:
     for title, rows in (("quality", quality_table(results)), ("speed", speed_table(results))):
         head, *body = rows
         print_table(title, head, body)
-    verdicts = [one["verdict"] for one in results["comparisons"] if "verdict" in one]
     left = unfinished(results)
-    sys.stdout.write("".join(f"{line}\n" for line in [*verdicts, *left, str(found.folder / PAGE)]))
+    sys.stdout.write("".join(f"{line}\n" for line in [*verdicts(results), *left, str(found.folder / PAGE)]))
     return 1 if left else 0
 
 

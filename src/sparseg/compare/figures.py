@@ -29,20 +29,29 @@ _PLACES = [
 ]
 
 Look = dict[str, dict[str, Any]]
+# Name, place and colour of a marker.
+Label = tuple[str, float, float, str]
 
 
 def draw_pareto(results: Mapping[str, Any]) -> bytes:
     """PNG: Dice with its spread over runs against throughput, training and inference side by side."""
     figure = _figure(12, 5.6)
     looks = _looks([row["variant"] for row in results["rows"]])
-    for axes, (mode, label) in zip(figure.subplots(1, 2, sharey=True), _MODES.items(), strict=True):
-        _draw_points(axes, mode, results["rows"], looks)
+    panels = figure.subplots(1, 2, sharey=True)
+    labels = []
+    for axes, (mode, label) in zip(panels, _MODES.items(), strict=True):
+        labels.append(_draw_points(axes, mode, results["rows"], looks))
         axes.set(
             xlabel=f"{label} (further right is faster)", ylabel="mean Dice" if mode == "training" else ""
         )
     figure.suptitle(
         f"{results['dataset']}: {_what(results)}; bars: ± standard deviation over runs", fontsize=10
     )
+    # The layout decides where markers lie; from here on it must not make room for labels.
+    figure.canvas.draw()
+    figure.set_layout_engine("none")
+    for axes, own in zip(panels, labels, strict=True):
+        _place_labels(axes, own)
     return _png(figure)
 
 
@@ -64,9 +73,9 @@ def draw_curves(found: Comparison) -> bytes:
     return _png(figure)
 
 
-def _draw_points(axes: Axes, mode: str, rows: Sequence[Mapping[str, Any]], looks: Look) -> None:
-    """Markers with bars and labels; variants without a Dice or a speed are not there."""
-    labels = []
+def _draw_points(axes: Axes, mode: str, rows: Sequence[Mapping[str, Any]], looks: Look) -> list[Label]:
+    """Markers with bars, and what to write beside them; variants without a Dice or a speed are not there."""
+    labels: list[Label] = []
     for row in rows:
         dice, spread = row["quality"]["dice"], row["quality"]["dice_sd"]
         if dice is None or row[mode] is None:
@@ -76,45 +85,47 @@ def _draw_points(axes: Axes, mode: str, rows: Sequence[Mapping[str, Any]], looks
         axes.errorbar([at], [dice], yerr=[spread or 0.0], ms=7, capsize=3, elinewidth=1, ls="none", **look)
         labels.append((row["variant"], at, dice, look["color"]))
     axes.grid(alpha=0.3)
-    axes.margins(0.12)
-    axes.set_xlim(left=0)
-    _place_labels(axes, labels)
+    axes.margins(y=0.12)
+    axes.set_xlim(0, 1.2 * max((x for _, x, _, _ in labels), default=1.0))
+    return labels
 
 
-def _place_labels(axes: Axes, labels: Sequence[tuple[str, float, float, Any]]) -> None:
+def _place_labels(axes: Axes, labels: Sequence[Label]) -> None:
     """Each label at the first place around its marker where it covers no other label or marker."""
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    figure.canvas.draw()  # the layout decides where markers lie
-    markers = [axes.transData.transform((x, y)) for _, x, y, _ in labels]
-    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in markers]
+    taken = [
+        Bbox.from_bounds(x - 6, y - 6, 12, 12)
+        for x, y in (axes.transData.transform(label[1:3]) for label in labels)
+    ]
     room = axes.get_window_extent()
-    for name, x, y, colour in labels:
-        best: tuple[float, Annotation | None, Bbox | None] = (np.inf, None, None)
-        for dx, dy in _PLACES:
-            text = axes.annotate(
-                name,
-                (x, y),
-                (dx, dy),
-                textcoords="offset points",
-                fontsize=8,
-                color=colour,
-                ha="left" if dx > 0 else "right" if dx < 0 else "center",
-                va="center",
-                arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3},
-            )
-            box = Text.get_window_extent(text)  # without its line
-            cost = sum(_overlap(box, other) for other in taken) + _outside(box, room)
-            if cost < best[0]:
-                if best[1] is not None:
-                    best[1].remove()
-                best = (cost, text, box)
-            else:
-                text.remove()
-            if cost == 0:
+    for label in labels:
+        costs = []
+        for place in _PLACES:
+            text, box = _write(axes, label, place)
+            costs.append(sum(_overlap(box, other) for other in taken) + _outside(box, room))
+            text.remove()
+            if costs[-1] == 0:
                 break
-        assert best[2] is not None
-        taken.append(best[2])
+        taken.append(_write(axes, label, _PLACES[int(np.argmin(costs))])[1])
+
+
+def _write(axes: Axes, label: Label, place: tuple[float, float]) -> tuple[Annotation, Bbox]:
+    """A label at a place beside its marker, with a thin line to it; and the box of its words."""
+    name, x, y, colour = label
+    dx, dy = place
+    text = axes.annotate(
+        name,
+        (x, y),
+        (dx, dy),
+        textcoords="offset points",
+        fontsize=8,
+        color=colour,
+        ha="left" if dx > 0 else "right" if dx < 0 else "center",
+        va="center",
+        arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3},
+    )
+    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    text.update_positions(renderer)
+    return text, Text.get_window_extent(text, renderer)
 
 
 def _overlap(one: Bbox, other: Bbox) -> float:

@@ -17,6 +17,7 @@ from sparseg.compare.tables import (
     quality_table,
     speed_table,
     unfinished,
+    verdicts,
 )
 from sparseg.metrics.scores import METRICS
 
@@ -48,10 +49,9 @@ def make_page(results: Mapping[str, Any], *, pareto: bytes, curves: bytes) -> st
         for row in results["rows"]
     }
     marks |= {row["variant"]: "unfinished" for row in results["rows"] if not row["complete"]}
-    verdicts = [one["verdict"] for one in results["comparisons"] if "verdict" in one]
     parts = [
         f"<h1>{escape(title)}</h1>{boxes}",
-        _section("What the intervals say", _list(verdicts or ["One variant: nothing to compare."])),
+        _section("What the intervals say", _list(verdicts(results))),
         _section("Quality", _table(quality_table(results), marks)),
         _section("Speed", _table(speed_table(results), marks)),
         _section("Dice against throughput", _picture(pareto, "Dice against throughput")),

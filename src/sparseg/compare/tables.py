@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparseg.compare.speed import FILE_TO_FILE, ROUNDS
+from sparseg.compare.train import NOT_STARTED
 from sparseg.metrics.scores import METRICS
 
 Row = Mapping[str, Any]
@@ -106,23 +107,30 @@ def notes(results: Row) -> list[str]:
 
 
 def unfinished(results: Row) -> list[str]:
-    """One line for every run or case without a result."""
+    """One line for every run or case without a result; those not started are counted."""
     lines = []
     for row in results["rows"]:
+        waiting = _not_started(row)
         for run in row["runs"]:
             name = f"{row['variant']}, fold {run['fold']}, seed {run['seed']}"
-            if not run["finished"]:
+            if not run["finished"] and run not in waiting:
                 lines.append(f"{name}: {run['state']}")
             lines += [f"{name}: {case['case']}: {case['message']}" for case in run["failed_cases"]]
+        lines += [f"{row['variant']}: {len(waiting)} of {len(row['runs'])} runs not started"] * bool(waiting)
     return lines
+
+
+def verdicts(results: Row) -> list[str]:
+    """The sentences of all comparisons that have a pair to compare."""
+    found = [row["verdict"] for row in results["comparisons"] if "verdict" in row and row["num_pairs"]]
+    return found or ["There is nothing to compare yet: no case was scored with two variants."]
 
 
 def markdown(results: Row) -> str:
     """Everything as Markdown."""
-    verdicts = [one["verdict"] for one in results["comparisons"] if "verdict" in one]
     parts = [
         f"# Comparison on {results['dataset']}",
-        "\n".join(f"- {line}" for line in verdicts) or "One variant: nothing to compare.",
+        "\n".join(f"- {line}" for line in verdicts(results)),
         *(_markdown_table(table) for table in (quality_table(results), speed_table(results))),
         *(_markdown_table(class_table(results, metric)) for metric in METRICS),
     ]
@@ -163,12 +171,15 @@ def find_comparison(results: Row, one: str, other: str, metric: str = "dice") ->
 
 
 def runs_text(row: Row) -> str:
-    """E.g. "3 of 3", or "2 of 3; seed 2: interrupted at step 40"."""
-    done = sum(run["finished"] for run in row["runs"])
-    left = [
-        f"fold {run['fold']} seed {run['seed']}: {run['state']}" for run in row["runs"] if not run["finished"]
+    """E.g. "3 of 3", or "1 of 3; fold 0 seed 1: interrupted at step 40; 1 not started"."""
+    waiting = _not_started(row)
+    parts = [f"{sum(run['finished'] for run in row['runs'])} of {len(row['runs'])}"]
+    parts += [
+        f"fold {run['fold']} seed {run['seed']}: {run['state']}"
+        for run in row["runs"]
+        if not run["finished"] and run not in waiting
     ]
-    return "; ".join([f"{done} of {len(row['runs'])}", *left])
+    return "; ".join(parts + [f"{len(waiting)} not started"] * bool(waiting))
 
 
 def kept_text(stages: Sequence[Mapping[str, float | None]]) -> str:
@@ -205,6 +216,10 @@ def spread(mean: float | None, deviation: float | None, form: str) -> str:
 def number(value: float | None, form: str, factor: float = 1) -> str:
     """A number times a factor, or a dash."""
     return NONE if value is None else form.format(value * factor)
+
+
+def _not_started(row: Row) -> list[Row]:
+    return [run for run in row["runs"] if run["state"] == NOT_STARTED]
 
 
 def _flat_row(results: Row, row: Row) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from sparseg.crossval.status import FoldStatus, read_status
 from sparseg.training.state import read_progress
 from sparseg.volumes.atomic import write_bytes_atomically
 
+NOT_STARTED = "not started"
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -37,7 +39,7 @@ class RunState:
             return f"done, {self.step} steps"
         if self.error:
             return f"failed at step {self.step}: {self.error}"
-        return f"interrupted at step {self.step}" if self.step else "not started"
+        return f"interrupted at step {self.step}" if self.step else NOT_STARTED
 
 
 @dataclass(frozen=True)
