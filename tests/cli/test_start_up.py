@@ -53,11 +53,11 @@ def test_a_whole_process_from_good_and_bad_input(model_folder, tmp_path):
     done = python("-m", "sparseg", "predict", "good.nii.gz", "bad.nii.gz", *options, folder=tmp_path)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("good: out/good.nii.gz (")
-    assert done.stdout.count("\n") == 1
+    assert done.stdout.splitlines()[1:] == ["report: out/report.html"]
     assert done.stderr.startswith("error: bad.nii.gz: ")
     assert done.stderr.count("\n") == 1
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["good.nii.gz", "report", "report.json", "statistics.json"]
+    assert names == ["good.nii.gz", "report", "report.html", "report.json", "statistics.json"]
 
 
 def test_exit_code_of_bad_input(tmp_path):
