@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,9 +18,8 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from sparseg.benchmark.files_monai import MonaiPipeline
-from sparseg.benchmark.memory import peak_resident_bytes
+from sparseg.benchmark.memory import peak_of_process, peak_resident_bytes
 from sparseg.checkpoints.folder import load_model, read_card
-from sparseg.errors import SparsegError
 from sparseg.models.network import Network
 from sparseg.predict.case import LoadedCase
 from sparseg.predict.outputs import write_labels
@@ -166,16 +164,7 @@ def measure_peak(name: str, task: Task, folder: Path, *, threads: int) -> int:
     """
     command = [sys.executable, "-m", "sparseg.benchmark.files_run", name, str(task.image), str(task.model)]
     command += [str(folder), "--overlap", str(task.overlap), "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise SparsegError(
-            f"the memory of {name} must be measurable",
-            received=last[0],
-            remedy="if memory ran out, take --size half",
-            code="bench-memory",
-        )
-    return int(json.loads(done.stdout.strip().splitlines()[-1])["peak_memory_bytes"])
+    return peak_of_process(command, name, remedy="if memory ran out, take --size half")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

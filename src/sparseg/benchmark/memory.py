@@ -35,14 +35,27 @@ def measure_peak_memory(
     command = [sys.executable, "-m", "sparseg.benchmark.memory"]
     command += ["--preset", preset, "--variant", variant, "--mode", mode, "--batch", str(batch)]
     command += ["--device", device, "--threads", str(threads or torch.get_num_threads())]
+    return peak_of_process(
+        command, f"{variant} in {mode}", remedy="if memory ran out, leave this variant or mode out"
+    )
+
+
+def peak_of_process(command: Sequence[str], what: str, *, remedy: str) -> int:
+    """Run a process whose last line says `{"peak_memory_bytes": ...}`.
+
+    Args:
+        command: Program and arguments.
+        what: Whose memory it is, for the error.
+        remedy: What helps if it fails.
+
+    Raises:
+        SparsegError: that process failed, most often for want of memory.
+    """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise SparsegError(
-            f"the memory of {variant} in {mode} must be measurable",
-            received=last[0],
-            remedy="if memory ran out, leave this variant or mode out",
-            code="bench-memory",
+            f"the memory of {what} must be measurable", received=last[0], remedy=remedy, code="bench-memory"
         )
     # MONAI may write lines of its own; ours is the last.
     return int(json.loads(done.stdout.strip().splitlines()[-1])["peak_memory_bytes"])
