@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from sparseg.benchmark.files_run import BASE, PARTS
-from sparseg.benchmark.report import MIN_PAIRS
+from sparseg.benchmark.report import MIN_PAIRS, as_markdown
 
 COLUMNS = (
     "way",
@@ -78,10 +78,7 @@ def _cells(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Return the table and its notes as Markdown."""
-    head, *rows = table_rows(result)
-    lines = [head, ["---"] * len(head), *rows]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return table + "\n\n" + "\n".join(f"- {note}" for note in table_notes(result)) + "\n"
+    return as_markdown(table_rows(result), table_notes(result))
 
 
 def main() -> None:

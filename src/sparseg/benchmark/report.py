@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -130,10 +130,15 @@ def _cells(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Return the table and its notes as Markdown."""
-    head, *rows = table_rows(result)
-    lines = [head, ["---"] * len(head), *rows]
+    return as_markdown(table_rows(result), table_notes(result))
+
+
+def as_markdown(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """A table, its head first, and a list of notes below it."""
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return table + "\n\n" + "\n".join(f"- {note}" for note in table_notes(result)) + "\n"
+    return table + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 
 def main() -> None:

@@ -121,7 +121,7 @@ def take_turns(
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> float | None:
     """How many times as fast the first is: the median of the rounds' ratios; None below 5 rounds."""
-    pairs = list(zip(one, other, strict=False))
+    pairs = list(zip(one, other, strict=True))  # round by round: all variants ran in all rounds
     return median(b / a for a, b in pairs) if len(pairs) >= ROUNDS else None
 
 
