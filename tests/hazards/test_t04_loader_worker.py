@@ -10,11 +10,33 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
-from sparseg.training.state import has_state
+from sparseg.errors import ResourceError
+from sparseg.training.faults import explain_faults
+from sparseg.training.state import Progress, State, has_state, read_progress, save_state
 from training.toy import write_toy_dataset
 
 from .figures import Figure
+
+
+def test_t4_a_worker_that_dies_while_the_state_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's signal handler raises at whatever line runs: it is not the disk that is to blame."""
+
+    def dies(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    save_state(tmp_path, State(Progress(step=1), {}, {}))
+    monkeypatch.setattr(torch, "save", dies)
+    with pytest.raises(ResourceError) as caught, explain_faults(tmp_path):
+        save_state(tmp_path, State(Progress(step=2), {}, {}))
+    assert caught.value.code == "worker-killed"
+    assert "pid 7" in str(caught.value)
+    left = read_progress(tmp_path)
+    assert left is not None
+    assert left.step == 1
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def explain_faults(folder: Path) -> Iterator[None]:
             code="device-memory",
         ) from error
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not is_worker_death(error):
             raise
         raise ResourceError(
             "the processes that cut crops must stay alive",
@@ -45,6 +45,15 @@ def explain_faults(folder: Path) -> Iterator[None]:
             where=folder,
             code="worker-killed",
         ) from error
+
+
+def is_worker_death(error: BaseException) -> bool:
+    """Whether torch says that a loader worker died.
+
+    Its signal handler raises this wherever the main process happens to be, so that code which explains
+    a RuntimeError of its own must let this one pass.
+    """
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def save_bad_batch(

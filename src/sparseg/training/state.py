@@ -21,6 +21,7 @@ from pydantic import Field
 
 from sparseg.config import Config
 from sparseg.errors import CheckpointError, VolumeError
+from sparseg.training.faults import is_worker_death
 from sparseg.volumes.atomic import write_bytes_atomically
 
 logger = logging.getLogger("sparseg")
@@ -100,6 +101,8 @@ def save_state(run: Path, state: State, *, keep: int = 2) -> None:
         record = {"progress": state.progress.model_dump(), "sha256": digest}
         write_bytes_atomically(folder / f"{name}.json", json.dumps(record).encode())
     except (RuntimeError, OSError, VolumeError) as error:  # torch calls a short write a RuntimeError
+        if is_worker_death(error):
+            raise
         raise CheckpointError(
             "the run folder must be writable",
             received=str(error),
