@@ -89,6 +89,7 @@ class TestRightInput:
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
             "overlap": 0.25,
             "device": "cpu",
+            "expected": None,
             "mirror": [],
             "keep_empty": False,
             "body_only": False,
@@ -108,9 +109,11 @@ class TestRightInput:
         assert (row.pop("num_windows"), row.pop("num_windows_skipped")) == (1, 0)
         assert row.pop("models") == [{"keep_ratios": None, "token_counts": [64, 32, 16, 8]}]
         assert len(row.pop("settings_sha256")) == 64
+        assert 2**26 < row.pop("process_peak_bytes") < 2**36
         assert row == {
             "case": "a",
             "status": "ok",
+            "warnings": [],
             "output": "a.nii.gz",
             "output_sha256": hashlib.sha256((tmp_path / "out" / "a.nii.gz").read_bytes()).hexdigest(),
             "input_sha256": hashlib.sha256((tmp_path / "a.nii").read_bytes()).hexdigest(),

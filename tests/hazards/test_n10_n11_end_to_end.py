@@ -35,6 +35,12 @@ def predicted(tmp_path: Path, array: np.ndarray, *options: str) -> tuple[nib.Nif
     return nib.load(out / "a.nii.gz"), json.loads(text)["cases"]["a"]
 
 
+def warnings_of(tmp_path: Path) -> list[dict[str, str]]:
+    """What the row of the case in `predicted` warns of."""
+    row = json.loads((tmp_path / "out" / "report.json").read_text())["cases"][0]
+    return list(row["warnings"])
+
+
 def finite(value: object) -> bool:
     """Whether all numbers in a structure of JSON are."""
     if isinstance(value, dict):
@@ -47,13 +53,21 @@ def finite(value: object) -> bool:
 @pytest.mark.hazard("N10", "no result, or numbers that are not finite")
 @pytest.mark.parametrize("more", [(), ("--keep-empty",)])
 @pytest.mark.parametrize("kind", CONSTANT)
-def test_n10_constant_image_gives_a_finite_result(tmp_path: Path, kind: str, more: tuple[str, ...]) -> None:
+def test_n10_constant_image_gives_a_finite_result_and_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, more: tuple[str, ...]
+) -> None:
     labels, numbers = predicted(tmp_path, CONSTANT[kind], *more)
     values = np.asarray(labels.dataobj)
     assert values.shape == (12, 14, 10)
     assert set(np.unique(values)) <= {0, 1, 2}
     assert set(numbers) == {"liver", "tumor"}
     assert finite(numbers)
+    (warning,) = warnings_of(tmp_path)
+    assert warning["code"] == "image-constant"
+    assert f"{CONSTANT[kind].max():g} everywhere" in warning["message"]
+    assert "[image-constant]" in capsys.readouterr().err
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<code>image-constant</code>" in page
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, LARGE])

@@ -29,13 +29,14 @@ def test_the_table_goes_and_every_thick_part_stays() -> None:
     assert body_box(image, RULE, SPACING) == ((6, 30), (8, 20), (0, 12))
 
 
-def test_the_margin_is_in_mm_and_ends_with_the_image() -> None:
+def test_thin_parts_within_the_margin_belong_to_the_body_and_air_does_not() -> None:
     image = air(32, 28, 12)
     image[0, 6:20, 8:20, 2:9] = 0.5
-    rule = BodyRule(threshold=0.0, radius_mm=10.0, margin_mm=40.0)
-    assert body_box(image, rule, SPACING) == ((0, 28), (0, 28), (0, 12))
-    rule = BodyRule(threshold=0.0, radius_mm=10.0, margin_mm=10.0)
-    assert body_box(image, rule, SPACING) == ((4, 22), (6, 22), (1, 10))
+    image[0, 20:30, 12, 5] = 0.5  # a finger of 50 mm
+    image[0, 10:15, 26, :] = 0.5  # a sheet 30 mm away
+    for margin, high in ((0.0, 20), (15.0, 23), (25.0, 25)):
+        rule = BodyRule(threshold=0.0, radius_mm=10.0, margin_mm=margin)
+        assert body_box(image, rule, SPACING) == ((6, high), (8, 20), (2, 9))
 
 
 def test_fine_voxels_are_looked_at_in_cells_that_hold_the_body() -> None:

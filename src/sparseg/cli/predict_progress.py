@@ -54,6 +54,8 @@ class Watcher:
         windows = f"{result.num_windows} windows{skipped}"
         line = f"{case.name}: {case.output} ({result.total_seconds:.1f} s: {seconds}; {windows})"
         self._print(line + self._count(worked=True))
+        for found in result.warnings:
+            sys.stderr.write(f"warning: {case.name}: {found.message} [{found.code}]\n")
         warning = deadline_warning(result)
         if warning is not None:
             sys.stderr.write(f"warning: {case.name}: {warning}\n")

@@ -50,6 +50,14 @@ class RunPlan:
     changes: tuple[str, ...] = ()
     guard: MemoryGuard | None = None
 
+    def expected(self) -> dict[str, Any] | None:
+        """What reports say of the plan; None for a run too small to ask."""
+        if self.estimate is None:
+            return None
+        names = ("memory_bytes", "seconds", "disk_bytes", "temporary_bytes")
+        numbers = {name: getattr(self.estimate, name) for name in names}
+        return {**numbers, "allowed_bytes": self.allowed, "changes": list(self.changes)}
+
     @property
     def fits(self) -> bool:
         """Whether the largest case fits, as far as is known."""
@@ -198,7 +206,7 @@ def apply_plan(predictor: Predictor, plan: RunPlan) -> None:
     """Let a predictor, and its members, run as planned."""
     for one in (predictor, *predictor.members):
         one.settings = plan.settings
-    predictor.guard = plan.guard
+    predictor.guard, predictor.expected = plan.guard, plan.expected()
 
 
 def _ladder(settings: PredictSettings, *, several: bool) -> Iterator[tuple[PredictSettings, tuple[str, ...]]]:

@@ -13,6 +13,7 @@ from sparseg.predict.dial import SpeedChoice
 from sparseg.predict.label_files import LabelWriter
 from sparseg.predict.preview import Preview
 from sparseg.predict.ratios import Ratios
+from sparseg.predict.remarks import CaseWarning
 from sparseg.predict.statistics import LabelStatistics
 from sparseg.preprocessing.pipeline import Prepared
 from sparseg.windows.storage import Storage
@@ -28,6 +29,7 @@ class LoadedCase:
         write: Writes labels of this image's kind.
         seconds: Time per step so far.
         previews: Small volumes for the report, by name; empty unless asked for.
+        warnings: What is odd about the image.
     """
 
     prepared: Prepared
@@ -35,6 +37,7 @@ class LoadedCase:
     write: LabelWriter
     seconds: dict[str, float]
     previews: dict[str, Preview] = field(default_factory=dict)
+    warnings: tuple[CaseWarning, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class WindowResult:
         tokens: What each model kept.
         choice: What a deadline led to; None without one.
         storage: What made the logits, where they may lie in a file; whoever reads them says so to it.
+        warnings: What a lack of memory changed.
     """
 
     logits: Tensor
@@ -74,6 +78,7 @@ class WindowResult:
     tokens: tuple[TokensKept, ...] = ()
     choice: SpeedChoice | None = None
     storage: Storage = field(default_factory=Storage)
+    warnings: tuple[CaseWarning, ...] = ()
 
 
 @dataclass
@@ -92,6 +97,7 @@ class CaseResult:
         maps: Files of probabilities and uncertainty by kind, relative to the folder of the labels.
         tokens: What each model kept.
         choice: What a deadline led to; None without one.
+        warnings: What is odd about the image, and what a lack of memory changed.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -104,6 +110,7 @@ class CaseResult:
     maps: dict[str, str] = field(default_factory=dict)
     tokens: tuple[TokensKept, ...] = ()
     choice: SpeedChoice | None = None
+    warnings: tuple[CaseWarning, ...] = ()
 
     @property
     def total_seconds(self) -> float:

@@ -87,6 +87,7 @@ class Ensemble(Predictor):
             results[0].depth,
             tuple(kept for result in results for kept in result.tokens),
             storage=storage,
+            warnings=tuple(dict.fromkeys(found for result in results for found in result.warnings)),
         )
 
     def count_windows(self, image: Volume) -> tuple[int, int]:

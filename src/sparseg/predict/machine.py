@@ -37,6 +37,18 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def peak_bytes_so_far() -> int:
+    """The highest resident size of this process since it began, or since a `PeakMeter` started over."""
+    with suppress(OSError):
+        status = (_PROC / "status").read_text(encoding="ascii", errors="replace")
+        if match := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
+            return int(match[1]) * 1024
+    import resource  # POSIX only, so not at the top
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 class PeakMeter:
     """The highest resident size of this process from now on, in bytes.
 
@@ -51,14 +63,7 @@ class PeakMeter:
     @property
     def peak(self) -> int:
         """The highest size."""
-        with suppress(OSError):
-            status = (_PROC / "status").read_text(encoding="ascii", errors="replace")
-            if match := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
-                return int(match[1]) * 1024
-        import resource  # POSIX only, so not at the top
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return peak_bytes_so_far()
 
 
 def _room_in_groups() -> list[int]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from sparseg.models.network import Network
 from sparseg.predict.calibration import Calibration, read_calibration
 from sparseg.predict.case import CaseResult, LoadedCase, TokensKept, WindowResult
 from sparseg.predict.cleanup import clean_labels
+from sparseg.predict.clock import Clock
 from sparseg.predict.dial import SpeedDial, require_curve, time_window
 from sparseg.predict.label_files import local_image
 from sparseg.predict.maps import MapRecorder, map_paths, recorder_for, removed_on_error
@@ -33,6 +35,7 @@ from sparseg.predict.preview import (
     token_preview,
 )
 from sparseg.predict.ratios import Ratios, stage_ratios, token_counts, with_ratios
+from sparseg.predict.remarks import CaseWarning, image_warnings, memory_warning
 from sparseg.predict.settings import PredictSettings
 from sparseg.predict.statistics import ConfidentDecision, measure_labels
 from sparseg.predict.watch import NetworkWatch
@@ -66,6 +69,7 @@ class Predictor:
 
     Attributes:
         guard: Called with an image, its other channels and its series before it is read; may refuse it.
+        expected: What the run was expected to take, for its report; None where nobody asked.
 
     Raises:
         ConfigError: a class to clean up that the model has not, left-right mirroring with sided labels, keep
@@ -91,6 +95,7 @@ class Predictor:
         self.overlap = card.overlap if self.settings.overlap is None else self.settings.overlap
         self.curve = curve
         self.guard: Callable[[Path, Sequence[Path], str | None], None] | None = None
+        self.expected: dict[str, Any] | None = None
         self.keep_ratios = stage_ratios(self.net, self.settings.keep_ratios, where=name)
         self._mirror_axes = mirror_axes(self.settings.mirror, card)
         self._empty, self._body = skip_rules(
@@ -147,7 +152,7 @@ class Predictor:
     ) -> LoadedCase:
         """First step of `predict_file`: read and prepare."""
         seconds: dict[str, float] = {}
-        clock = _Clock(seconds)
+        clock = Clock(seconds)
         reading, files = self.settings.reading, self.settings.files
         if series_uid is not None:
             reading = replace(reading, series_uid=series_uid)
@@ -158,11 +163,12 @@ class Predictor:
             image = join_channels([reading.read(path), *(reading.read(other) for other in channels)])
         image = replace(image, source=str(source))  # an archive, not the folder it was unpacked into
         self._require_channels(image)
+        warnings = tuple(image_warnings(image, self.card.channels))
         clock.lap("read")
         prepared = prepare(image, self.card.preprocess)
         previews = {"image": image_preview(image, self._grey_window)} if self.settings.previews else {}
         clock.lap("prepare")
-        return LoadedCase(prepared, image.affine, write, seconds, previews)
+        return LoadedCase(prepared, image.affine, write, seconds, previews, warnings)
 
     def run_case(
         self, case: LoadedCase, *, on_progress: Callable[[int, int], None] | None = None
@@ -209,9 +215,11 @@ class Predictor:
         self.net.to(self.settings.device)
         watch = NetworkWatch(self.net, image.shape if self.settings.previews else None)
         storage = Storage(self.settings.max_bytes)
+        warnings: list[CaseWarning] = []
 
         def on_fallback(change: str) -> None:
             watch.forget()
+            warnings.append(memory_warning(change))
             logger.warning("%s", change)
 
         with torch.inference_mode(), watch:
@@ -235,7 +243,14 @@ class Predictor:
         seconds = {"windows": time.perf_counter() - start, **watch.seconds}
         kept = TokensKept(ratios, tuple(token_counts(self.net, ratios)))
         return WindowResult(
-            logits, len(plan.starts), plan.num_skipped, seconds, watch.depth, (kept,), storage=storage
+            logits,
+            len(plan.starts),
+            plan.num_skipped,
+            seconds,
+            watch.depth,
+            (kept,),
+            storage=storage,
+            warnings=tuple(warnings),
         )
 
     def finish(self, case: LoadedCase, windows: WindowResult, output: Path) -> CaseResult:
@@ -243,7 +258,7 @@ class Predictor:
         kinds, record = self.settings.files.maps, case.prepared.record
         with recorder_for(kinds, record, self.card.labels, self.card.regions) as maps:
             labels, result = self._decide(case, windows, maps)
-            clock = _Clock(result.seconds)
+            clock = Clock(result.seconds)
             output.parent.mkdir(parents=True, exist_ok=True)
             with removed_on_error([output, *map_paths(output).values()] if maps else []):
                 result.maps = maps.write(output, case.affine) if maps else {}
@@ -262,7 +277,7 @@ class Predictor:
         """
         self._require_channels(image)
         seconds: dict[str, float] = {}
-        clock = _Clock(seconds)
+        clock = Clock(seconds)
         prepared = prepare(image, self.card.preprocess)
         clock.lap("prepare")
         case = LoadedCase(prepared, image.affine, write_labels, seconds)
@@ -273,8 +288,9 @@ class Predictor:
     ) -> tuple[np.ndarray, CaseResult]:
         result = CaseResult(dict(case.seconds), windows.num_windows, windows.num_skipped)
         result.tokens, result.choice = windows.tokens, windows.choice
+        result.warnings = (*case.warnings, *windows.warnings)
         _add_window_seconds(result.seconds, windows.part_seconds)
-        clock = _Clock(result.seconds)
+        clock = Clock(result.seconds)
         decide = ConfidentDecision(self.card.labels, self.card.regions)
         labels = labels_on_original_grid(
             windows.logits,
@@ -423,16 +439,3 @@ def _add_window_seconds(seconds: dict[str, float], measured: Mapping[str, float]
         seconds[name] = round(value, 4)
     inside = sum(value for name, value in measured.items() if name != "windows")
     seconds["stitch"] = round(max(0.0, measured["windows"] - inside), 4)
-
-
-class _Clock:
-    """Writes the seconds since the last lap into a dict."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        self.last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = round(now - self.last, 4)
-        self.last = now

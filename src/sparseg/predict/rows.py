@@ -11,6 +11,7 @@ from sparseg.errors import SparsegError
 from sparseg.predict.case import CaseResult
 from sparseg.predict.fingerprints import RunKey
 from sparseg.predict.inputs import PredictionCase
+from sparseg.predict.machine import peak_bytes_so_far
 
 Row = dict[str, Any]
 # Only the row itself holds these: the report has the numbers in a file of their own, the keys once for all.
@@ -57,6 +58,8 @@ def done_row(
         "num_windows": result.num_windows,
         "num_windows_skipped": result.num_windows_skipped,
         "seconds": result.seconds,
+        "process_peak_bytes": peak_bytes_so_far(),
+        "warnings": [asdict(found) for found in result.warnings],
         "volumes_ml": result.volumes_ml,
         **result.speed_row(),
         **({} if result.cleanup is None else {"cleanup": asdict(result.cleanup)}),

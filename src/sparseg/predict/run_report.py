@@ -50,6 +50,7 @@ def report_header(predictor: Predictor) -> dict[str, Any]:
         "weights_sha256": alone.get("weights_sha256"),
         "overlap": alone.get("overlap"),
         "models": models,
+        "expected": predictor.expected,
         "mirror": settings.mirror,
         "keep_empty": settings.keep_empty,
         "body_only": settings.body_only,

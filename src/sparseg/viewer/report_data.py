@@ -44,6 +44,22 @@ class ModelRow(_Lenient):
     overlap: float | None = None
 
 
+class WarningRow(_Lenient):
+    """What a case ran into that did not stop it."""
+
+    code: str = ""
+    message: str = ""
+
+
+class Expected(_Lenient):
+    """What the run was expected to take before it started."""
+
+    memory_bytes: int
+    allowed_bytes: int
+    seconds: float
+    changes: list[str] = Field(default_factory=list)
+
+
 class CaseRow(_Lenient):
     """One case of a run; a failed one has only a code and a message."""
 
@@ -52,6 +68,8 @@ class CaseRow(_Lenient):
     output: str = ""
     num_windows: int = 0
     num_windows_skipped: int = 0
+    process_peak_bytes: int = 0
+    warnings: list[WarningRow] = Field(default_factory=list)
     seconds: dict[str, float] = Field(default_factory=dict)
     volumes_ml: dict[str, float] = Field(default_factory=dict)
     models: list[ModelRow] = Field(default_factory=list)
@@ -103,6 +121,7 @@ class RunReport(_Lenient):
     threads: int | None = None
     token_counts: list[int] | None = None
     models: list[ModelRow] = Field(default_factory=list)
+    expected: Expected | None = None
     mirror: list[str] = Field(default_factory=list)
     keep_empty: bool = False
     reading: dict[str, Any] = Field(default_factory=dict)

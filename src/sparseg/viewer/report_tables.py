@@ -23,7 +23,7 @@ def run_table(report: RunReport) -> str:
         (f"Model {number}" if len(report.models) > 1 else "Model", _model(model))
         for number, model in enumerate(report.models, start=1)
     ]
-    rows.append(("Settings", _settings(report)))
+    rows += [("Settings", _settings(report)), ("Memory and time", _cost(report))]
     body = "".join(f"<tr><th>{name}</th><td>{content}</td></tr>" for name, content in rows if content)
     return f'<table class="facts">{body}</table>'
 
@@ -55,6 +55,35 @@ def _settings(report: RunReport) -> str:
         **{name: _value(value) for name, value in report.cleanup.items() if _is_set(value)},
     }
     return "; ".join(f"{escape(name.replace('_', ' '))}: {escape(text)}" for name, text in said.items())
+
+
+def _cost(report: RunReport) -> str:
+    """The peak of the process beside what was expected, and what was changed to save memory."""
+    lines = []
+    peak = max((row.process_peak_bytes for row in report.cases), default=0)
+    if peak:
+        lines.append(f"peak of the process {_gib(peak)}")
+    expected = report.expected
+    if expected is not None:
+        lines.append(
+            f"expected at most {_gib(expected.memory_bytes)} (allowed {_gib(expected.allowed_bytes)}) "
+            f"and {seconds_text(expected.seconds)}"
+        )
+        if expected.changes:
+            lines.append(f"to save memory: {escape(', '.join(expected.changes))}")
+    return "<br>".join(lines)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def _warnings(row: CaseRow) -> str:
+    return "".join(
+        f'<p class="small"><strong>warning</strong> <code>{escape(found.code)}</code> '
+        f"{escape(found.message)}</p>"
+        for found in row.warnings
+    )
 
 
 def _is_set(value: object) -> bool:
@@ -113,7 +142,7 @@ def _case_line(number: int, row: CaseRow, colours: Mapping[str, Colour]) -> str:
         )
     return (
         f'<tr><td><a href="#case-{number}">{escape(row.case)}</a></td><td>ok</td>'
-        f"<td>{volume_chips(row.volumes_ml, colours)}</td>"
+        f"<td>{volume_chips(row.volumes_ml, colours)}{_warnings(row)}</td>"
         f'<td class="number">{row.num_windows}</td><td class="number">{row.num_windows_skipped}</td>'
         f'<td class="number">{sum(row.steps().values()):.1f}</td></tr>'
     )
