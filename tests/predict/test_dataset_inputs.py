@@ -59,7 +59,7 @@ def test_channels_are_joined_in_order(monkeypatch, tmp_path):
     (case,) = collect_cases([dataset(tmp_path / "set")], tmp_path / "out")
     predictor = threshold_predictor(monkeypatch)
     monkeypatch.setattr(predictor, "_require_channels", lambda image: seen.append(image.array.copy()))
-    monkeypatch.setattr("sparseg.predict.predictor.image_warnings", lambda image, channels: ())
+    monkeypatch.setattr("sparseg.predict.predictor.image_warnings", lambda *_: ())
     seen = []
     truth = next(cases()).labels
     # The classifier of these tests looks at the first channel only.

@@ -18,8 +18,8 @@ class BodyRule:
     """What counts as body: what is above air and thicker than the sheets of a table.
 
     Everything that holds a ball of `radius_mm` is kept, however many parts it is in, so that no arm or second
-    leg is lost, and with it all that lies within `margin_mm`: fingers, ears, rounded corners. What is thin and
-    farther away goes unless it lies within the box of the rest: table, cables, clothes.
+    leg is lost, and with it all that lies within `margin_mm`: fingers, ears, rounded corners. What is thin
+    and farther away goes unless it lies within the box of the rest: table, cables, clothes.
 
     Attributes:
         threshold: Body is above it in any channel, in units of the prepared image.
