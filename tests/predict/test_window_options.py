@@ -122,7 +122,7 @@ def test_over_the_body_only_the_table_costs_nothing_and_is_background(monkeypatc
         labels, results[body_only] = predictor.predict_volume(image)
         np.testing.assert_array_equal(labels[:46], truth[:46])
         assert (labels[50] == (0 if body_only else 1)).all()
-    # Windows of 16 over 60 x 18 x 16 start at 0, 8, ..., 44 and 0, 2; over the body, 18 x 12 x 16, at 4 and 6.
+    # Of 60 x 18 x 16, windows of 16 start at 0, 8, ..., 44 and 0, 2; over the body, 18 x 12 x 16, at 4 and 6.
     assert results[False].num_windows + results[False].num_windows_skipped == 7 * 2
     assert results[True].num_windows == 2
     assert results[True].num_windows_skipped == 7 * 2 - 2
