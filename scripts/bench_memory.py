@@ -2,8 +2,8 @@
 
     python scripts/bench_memory.py --json benchmarks/2026-11-22-predict-memory.json
 
-The image is noise over the whole field, so that nothing is cropped or skipped, and the network is tiny, so
-that the files around it count. The peak is what the system reports for the process when it ends.
+The image is noise over the whole field, smooth where it is a DICOM series, so that nothing is cropped or skipped;
+the network is tiny, so that the files around it count. The peak is what the system reports for the process when it ends.
 """
 
 from __future__ import annotations
@@ -44,6 +44,21 @@ shape, dtype, spacing = eval(sys.argv[2]), sys.argv[3], eval(sys.argv[4])
 array = np.random.default_rng(0).integers(-1000, 300, shape, dtype=np.int16).astype(dtype)
 nibabel.save(nibabel.Nifti1Image(array, np.diag([*spacing, 1.0])), sys.argv[1])
 """
+# Smooth, so that a network of any weights gives regions with outlines, not noise.
+_SERIES_CODE = """
+import sys, numpy as np
+from pathlib import Path
+from sparseg.datasets.synth.deform import smooth_noise
+from sparseg.datasets.writers.dicom_series import Identity, make_series
+from sparseg.volumes.volume import Volume
+folder, shape, spacing = Path(sys.argv[1]), eval(sys.argv[2]), eval(sys.argv[4])
+array = 150 * smooth_noise(np.random.default_rng(0), shape, 16.0, shape)
+image = Volume(np.rint(array)[None].astype(np.int16), np.diag([*spacing, 1.0]))
+folder.mkdir()
+for number, slice in enumerate(make_series(image, Identity("bench", "case", "case", "CT", True, "noise"))):
+    slice.save_as(folder / f"{number:04d}.dcm", enforce_file_format=True)
+"""
+SERIES = "_series"
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,10 @@ SETTINGS = (
     Setting((512, 512, 160), ".nii.gz", "int16", (1.5, 1.5, 2.0), ("--max-ram", "1400M")),
     Setting((512, 512, 160), ".nii", "float32"),
     Setting((512, 512, 160), ".nii", "int16", None, ("--max-ram", "2G")),
+    Setting((256, 256, 128), SERIES, options=("--format", "dicom-seg")),
+    Setting((256, 256, 128), SERIES, options=("--format", "dicom-seg", "--labelmap")),
+    Setting((256, 256, 128), SERIES, options=("--format", "rtstruct")),
+    Setting((512, 512, 160), SERIES, spacing=(1.5, 1.5, 2.0), options=("--format", "dicom-seg")),
 )
 LARGE = Setting((512, 512, 1000), ".nii.gz", "int16", None, ("--max-ram", "4G"))
 
@@ -123,7 +142,8 @@ def run(setting: Setting, folder: Path) -> dict[str, object]:
         size = "x".join(map(str, setting.shape))
         images.append(folder / f"case{number}_{size}_{setting.dtype}{setting.suffix}")
         if not images[-1].exists():
-            _python(_IMAGE_CODE, images[-1], setting.shape, setting.dtype, _SPACING)
+            code = _SERIES_CODE if setting.suffix == SERIES else _IMAGE_CODE
+            _python(code, images[-1], setting.shape, setting.dtype, _SPACING)
     command = [str(Path(sys.executable).with_name("sparseg")), "predict", *map(str, images)]
     command += ["--model", str(model), "--out", str(folder / "out"), "--threads", "1", "--keep-empty"]
     command += setting.options

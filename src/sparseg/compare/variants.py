@@ -22,11 +22,11 @@ PEER = "peer_"
 _PEERS = tuple(name for name in PRESETS if name.startswith(PEER))
 LISTS: dict[str, tuple[str, ...]] = {
     "paper": (
-        *("sparse", "published", "dense_p8", "dense_p16", "random", "stride"),
+        *("sparse", "scored", "published", "dense_p8", "dense_p16", "random", "stride"),
         *("evit", "evit_mask", "dynamicvit", "dynamicvit_mask", "mask_token", "last_layer"),
     ),
     "method": (
-        *("sparse", "published", "edge", "dense_p8", "random", "stride", "intensity", "entropy"),
+        *("sparse", "scored", "published", "edge", "dense_p8", "random", "stride", "intensity", "entropy"),
         *("mask_token", "last_layer", "nearest", "tome"),
     ),
     "peers": (

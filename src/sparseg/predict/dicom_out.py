@@ -17,6 +17,7 @@ from sparseg.errors import VolumeError
 from sparseg.predict.colours import label_colours
 from sparseg.volumes.dicom import series_slices
 from sparseg.volumes.dicom_header import DICOM_FAULTS, SliceHeader, unreadable_header
+from sparseg.volumes.dicom_object import PATIENT_AND_STUDY, PATIENT_WHERE_KNOWN
 from sparseg.volumes.dicom_rtstruct_writer import (
     SliceReference,
     StructureSetHeader,
@@ -35,26 +36,12 @@ _REFERENCES = (
     "SeriesInstanceUID",
     "FrameOfReferenceUID",
 )
-# What the patient and study of the object must state; DICOM type 2: must be there, may be empty.
-_MAY_BE_EMPTY = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-)
 # highdicom copies whole modules, free text and scanner included: what is not read cannot get into the object.
 _READ = [
     *_REFERENCES,
-    *_MAY_BE_EMPTY,
+    *PATIENT_AND_STUDY,
+    *PATIENT_WHERE_KNOWN,
     "SpecificCharacterSet",
-    "IssuerOfPatientID",
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
     "Modality",
     "PositionReferenceIndicator",
     "LossyImageCompression",
@@ -211,7 +198,7 @@ def _read_header(item: SliceHeader, cosines: list[str]) -> Dataset:
             where=item.path,
             code="dicom-out-uids",
         )
-    for keyword in _MAY_BE_EMPTY:
+    for keyword in PATIENT_AND_STUDY:
         if keyword not in dataset:
             setattr(dataset, keyword, "")
     if item.num_frames == 1:

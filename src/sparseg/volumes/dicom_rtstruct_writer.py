@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,29 +12,17 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from sparseg.errors import GeometryError, LabelError, VolumeError
-from sparseg.volumes.atomic import write_bytes_atomically
 from sparseg.volumes.contours import trace_mask
-from sparseg.volumes.dicom_header import DICOM_FAULTS
+from sparseg.volumes.dicom_object import (
+    PATIENT_AND_STUDY,
+    PATIENT_WHERE_KNOWN,
+    refusing_faults,
+    write_object,
+)
 from sparseg.volumes.geometry import voxel_to_world
 
 _MAX_TEXT = 64
-# Of the patient and study: what DICOM demands of every object, if only empty, ...
-_DEMANDED = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-    "StudyInstanceUID",
-    "FrameOfReferenceUID",
-    "PositionReferenceIndicator",
-)
-# ... and what belongs to it where the series has it.
-_KEPT = ("IssuerOfPatientID", "PatientIdentityRemoved", "DeidentificationMethod")
+_DEMANDED = (*PATIENT_AND_STUDY, "StudyInstanceUID", "FrameOfReferenceUID", "PositionReferenceIndicator")
 # A tenth of a micrometre; a number may have 16 characters.
 _DECIMALS = 4
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # retired, and still what this field is filled with
@@ -106,24 +92,19 @@ def make_structure_set(
     ids = [label_id for label_id in sorted(names) if label_id]
     _require_fitting(labels, ids, (int(source.Columns), int(source.Rows), len(slices)))
     contours = _contours(labels, affine, slices)
-    try:
-        # Warnings of pydicom quote the header, and with it the patient.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset = _head(source, header)
-            dataset.ReferencedFrameOfReferenceSequence = [_referenced_frame(source, slices)]
-            numbered = list(enumerate(ids, start=1))
-            dataset.StructureSetROISequence = [
-                _structure(number, names[label_id], source) for number, label_id in numbered
-            ]
-            dataset.ROIContourSequence = [
-                _drawn(number, contours.get(label_id, []), header.colours.get(label_id))
-                for number, label_id in numbered
-            ]
-            dataset.RTROIObservationsSequence = [_observation(number) for number, _ in numbered]
-            return dataset
-    except DICOM_FAULTS as error:
-        raise _refuse_source(error, source) from None
+    with refusing_faults(source, _refuse_source):
+        dataset = _head(source, header)
+        dataset.ReferencedFrameOfReferenceSequence = [_referenced_frame(source, slices)]
+        numbered = list(enumerate(ids, start=1))
+        dataset.StructureSetROISequence = [
+            _structure(number, names[label_id], source) for number, label_id in numbered
+        ]
+        dataset.ROIContourSequence = [
+            _drawn(number, contours.get(label_id, []), header.colours.get(label_id))
+            for number, label_id in numbered
+        ]
+        dataset.RTROIObservationsSequence = [_observation(number) for number, _ in numbered]
+        return dataset
 
 
 def write_structure_set(path: Path, dataset: Dataset) -> None:
@@ -132,14 +113,7 @@ def write_structure_set(path: Path, dataset: Dataset) -> None:
     Raises:
         VolumeError: a copied header that DICOM cannot hold, no such folder, or the disk refuses.
     """
-    content = io.BytesIO()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset.save_as(content, enforce_file_format=True)
-    except DICOM_FAULTS as error:
-        raise _refuse_source(error, dataset) from None
-    write_bytes_atomically(path, content.getvalue())
+    write_object(path, dataset, _refuse_source)
 
 
 def _require_fitting(labels: np.ndarray, ids: Sequence[int], size: tuple[int, int, int]) -> None:
@@ -212,7 +186,7 @@ def _head(source: Dataset, header: StructureSetHeader) -> Dataset:
     dataset.SpecificCharacterSet = "ISO_IR 192"
     for keyword in _DEMANDED:
         setattr(dataset, keyword, source.get(keyword, ""))
-    for keyword in _KEPT:
+    for keyword in PATIENT_WHERE_KNOWN:
         if source.get(keyword):
             setattr(dataset, keyword, source.get(keyword))
     dataset.Modality, dataset.OperatorsName = "RTSTRUCT", ""

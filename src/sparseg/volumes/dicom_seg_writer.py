@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +13,8 @@ from highdicom.sr.coding import CodedConcept
 from pydicom.dataset import Dataset
 
 from sparseg.errors import GeometryError, LabelError, VolumeError
-from sparseg.volumes.atomic import write_bytes_atomically
 from sparseg.volumes.coded_terms import Code, code_name
-from sparseg.volumes.dicom_header import DICOM_FAULTS
+from sparseg.volumes.dicom_object import refusing_faults, write_object
 
 _MAX_TEXT = 64
 
@@ -94,13 +91,8 @@ def make_segmentation(
     frames = _segment_numbers(labels, ids)
     _require_size(series, labels.shape)
     descriptions = [_describe(number, label_id, names, header) for number, label_id in enumerate(ids, 1)]
-    try:
-        # Warnings of highdicom and pydicom quote the header, and with it the patient.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _assemble(series, frames, descriptions, header, kind)
-    except DICOM_FAULTS as error:
-        raise _refuse_source(error, series[0]) from None
+    with refusing_faults(series[0], _refuse_source):
+        return _assemble(series, frames, descriptions, header, kind)
 
 
 def write_segmentation(path: Path, segmentation: Dataset) -> None:
@@ -109,14 +101,7 @@ def write_segmentation(path: Path, segmentation: Dataset) -> None:
     Raises:
         VolumeError: a copied header that DICOM cannot hold, no such folder, or the disk refuses.
     """
-    content = io.BytesIO()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            segmentation.save_as(content, enforce_file_format=True)
-    except DICOM_FAULTS as error:
-        raise _refuse_source(error, segmentation) from None
-    write_bytes_atomically(path, content.getvalue())
+    write_object(path, segmentation, _refuse_source)
 
 
 def _assemble(
