@@ -3,7 +3,7 @@
     python scripts/bench_memory.py --json benchmarks/2026-11-22-predict-memory.json
 
 The image is noise over the whole field, smooth where it is a DICOM series, so that nothing is cropped or
-skipped, and the network is tiny, so that the files around it count. The peak is what the system reports for the
+skipped; the network is tiny, so that the files around it count. The peak is what the system reports for the
 process when it ends.
 """
 
