@@ -114,6 +114,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--resume": False,
         "--shard": None,
         "--ray": None,
+        "--overlap-cases": None,
+        "--no-overlap-cases": None,
         "--max-ram": None,
         "--max-vram": None,
         "--threads": None,

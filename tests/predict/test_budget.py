@@ -42,7 +42,7 @@ MIB = 2**20
 ROI = (16, 16, 16)
 MODEL = ModelLoad(400 * MIB, 100 * MIB, 0.5, ROI, 14, (0.5,))
 LARGE = CaseSize((512, 512, 160), (512, 512, 160), (274, 274, 200), 1, 2)
-SETTINGS = PredictSettings()
+SETTINGS = PredictSettings(overlap_cases=True)
 
 
 def image_file(path: Path, shape: tuple[int, ...] = (20, 12, 18), spacing: float = 1.0) -> Path:
@@ -143,7 +143,7 @@ def test_cases_that_overlap_add_up() -> None:
 
 
 def least(settings: PredictSettings, num_cases: int = 3) -> int:
-    return peak_bytes(LARGE, MODEL, settings, overlapping=settings.overlap_cases and num_cases > 1)
+    return peak_bytes(LARGE, MODEL, settings, overlapping=settings.cases_overlap and num_cases > 1)
 
 
 def test_the_order_of_what_is_chosen() -> None:
@@ -180,7 +180,7 @@ def test_what_is_chosen_fits(allowed: int) -> None:
     found, _ = choose(
         [LARGE, CaseSize((64, 64, 64), (64, 64, 64), (64, 64, 64), 1, 4)], 2, MODEL, SETTINGS, allowed
     )
-    assert peak_bytes(LARGE, MODEL, found, overlapping=found.overlap_cases) <= allowed
+    assert peak_bytes(LARGE, MODEL, found, overlapping=found.cases_overlap) <= allowed
 
 
 def test_a_case_that_cannot_fit_does_not_spoil_the_others() -> None:

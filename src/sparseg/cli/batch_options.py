@@ -47,11 +47,15 @@ class BatchOptions:
     ray
         Number of workers of a fleet, run by Ray (extra `ray`) on this machine or on the cluster that the
         variable RAY_ADDRESS names; each takes one case at a time and one GPU, or --threads CPUs (default 1).
+    overlap_cases
+        Read the next case and write the last one while the network works on this one. Default: with a GPU; on
+        a CPU it pays only where reading waits for a slow disk or network.
     """
 
     resume: Annotated[bool, cyclopts.Parameter(negative="")] = False
     shard: str | None = None
     ray: int | None = None
+    overlap_cases: bool | None = None
 
     def check(self, rank: Rank | None) -> None:
         """Refuse a fleet of nobody, and one beside other ways to share the work.
@@ -98,10 +102,11 @@ class BatchOptions:
     ) -> PredictSettings:
         """All settings of a predictor, with the device of this process, or that of the workers."""
         if self.ray is not None and windows.device == "cuda":  # this machine may be one without
-            settings = replace(windows, device="cpu").settings(reading, files, cleanup)
-            return replace(settings, device="cuda")
-        settings = windows.settings(reading, files, cleanup)
-        return replace(settings, device=device_of_rank(rank, settings.device))
+            settings, device = replace(windows, device="cpu").settings(reading, files, cleanup), "cuda"
+        else:
+            settings = windows.settings(reading, files, cleanup)
+            device = device_of_rank(rank, settings.device)
+        return replace(settings, device=device, overlap_cases=self.overlap_cases)
 
     def run_fleet(
         self,

@@ -129,7 +129,7 @@ class _Batch:
 
     def run(self, cases: Sequence[PredictionCase]) -> None:
         """Do all that others do not do; then look again at what those had claimed, until nothing is left."""
-        overlap = self.predictor.settings.overlap_cases
+        overlap = self.predictor.settings.cases_overlap
         waited: list[PredictionCase] | None = None
         while cases:
             self._elsewhere = []

@@ -212,7 +212,7 @@ def apply_plan(predictor: Predictor, plan: RunPlan) -> None:
 def _ladder(settings: PredictSettings, *, several: bool) -> Iterator[tuple[PredictSettings, tuple[str, ...]]]:
     """Ever thriftier settings and what was changed; `max_bytes` of 0 stands for as much as is left."""
     steps: list[tuple[str, Any, str]] = []
-    if several and settings.overlap_cases:
+    if several and settings.cases_overlap:
         steps.append(("overlap_cases", False, "one case at a time"))
     if settings.sums_device == "cpu":
         steps.append(("max_bytes", 0, "sums in a temporary file"))
@@ -231,7 +231,7 @@ def _fitted(
     settings: PredictSettings, sizes: Sequence[CaseSize], num_cases: int, model: ModelLoad, allowed: int
 ) -> PredictSettings | None:
     """The settings, with memory for the pages of a file, if all cases fit; else None."""
-    overlapping = settings.overlap_cases and num_cases > 1
+    overlapping = settings.cases_overlap and num_cases > 1
     need = max((peak_bytes(size, model, settings, overlapping=overlapping) for size in sizes), default=0)
     if settings.max_bytes != 0:
         return settings if need <= allowed else None

@@ -121,7 +121,7 @@ def estimate_run(
         model: The models at work.
         settings: How they run.
     """
-    overlapping = settings.overlap_cases and num_cases > 1
+    overlapping = settings.cases_overlap and num_cases > 1
     scale = num_cases / len(sizes)
     every = sizes.values()
     return Estimate(

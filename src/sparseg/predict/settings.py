@@ -36,7 +36,8 @@ class PredictSettings:
         deadline: Seconds for a case from file to file; per case the keep ratio of best Dice that fits is
             taken from the model's own curve (`sparseg calibrate`), the fastest where none fits.
         overlap_cases: While the network works on a case, read the next one and finish the one before; off
-            holds one case in memory at a time.
+            holds one case in memory at a time. None: with a GPU only; on a CPU all take the same threads,
+            and a tenth of the time was lost (benchmarks/2026-11-22-overlap-cases.json).
     """
 
     overlap: float | None = None
@@ -54,4 +55,9 @@ class PredictSettings:
     previews: bool = False
     keep_ratios: Ratios = None
     deadline: float | None = None
-    overlap_cases: bool = True
+    overlap_cases: bool | None = None
+
+    @property
+    def cases_overlap(self) -> bool:
+        """Whether cases overlap."""
+        return not self.device.startswith("cpu") if self.overlap_cases is None else self.overlap_cases
