@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 
 import numpy as np
 import pydicom
@@ -201,3 +202,33 @@ def test_incomplete_headers_are_refused_without_quoting_them(tmp_path):
     assert caught.value.code == "rtstruct-source"
     assert "ZZPHI" not in str(caught.value)
     assert not (tmp_path / "rs.dcm").exists()
+
+
+def test_labels_in_dust_are_refused_before_they_fill_the_memory(tmp_path, monkeypatch):
+    """800 bytes for each coordinate once made 15 GB of a noisy label map of 256 x 256 x 128."""
+    slices = make_series()
+    folder = save_series(tmp_path / "s", slices)
+    dust = np.zeros((12, 9, 8), np.uint8)
+    dust[::2, ::2, :3] = 1  # 30 single voxels in each of three slices
+    monkeypatch.setattr("sparseg.volumes.dicom_rtstruct_writer.MAX_CONTOURS", 90)
+    SourceSeries(folder).write_structures(tmp_path / "rs.dcm", dust, {1: "dust"})
+    dust[5, 5, 6] = 1
+    with pytest.raises(LabelError, match=r"at most 90 contours.*first 7 of 8 slices.*--min-ml") as caught:
+        SourceSeries(folder).write_structures(tmp_path / "more.dcm", dust, {1: "dust"})
+    assert caught.value.code == "rtstruct-size"
+    assert not (tmp_path / "more.dcm").exists()
+
+
+def test_coordinates_are_one_text_while_the_object_is_put_together():
+    source = make_series()[0]
+    source.Columns, source.Rows = 101, 101
+    labels = np.ones((101, 101, 1), np.uint8)
+    labels[1:-1:2, 1:-1:2] = 0  # 50 x 50 holes in one contour of 20,008 points
+    slices = [SliceReference(source.SOPClassUID, source.SOPInstanceUID)]
+    header = StructureSetHeader(("x",), "d", "s", 1)
+    tracemalloc.start()
+    made = make_structure_set(source, slices, labels, np.eye(4), {1: "sieve"}, header)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert made.ROIContourSequence[0].ContourSequence[0].NumberOfContourPoints == 20_008
+    assert held / 20_008 < 50  # as numbers of pydicom they took 800

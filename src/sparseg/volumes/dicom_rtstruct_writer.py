@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
@@ -23,6 +24,8 @@ from sparseg.volumes.geometry import voxel_to_world
 
 _MAX_TEXT = 64
 _DEMANDED = (*PATIENT_AND_STUDY, "StudyInstanceUID", "FrameOfReferenceUID", "PositionReferenceIndicator")
+# Each takes some 3 kB while the object is put together, and no program would open so many.
+MAX_CONTOURS = 250_000
 # A tenth of a micrometre; a number may have 16 characters.
 _DECIMALS = 4
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # retired, and still what this field is filled with
@@ -85,7 +88,8 @@ def make_structure_set(
         header: What the object says about itself.
 
     Raises:
-        LabelError: an id without a name, or no structure besides the background.
+        LabelError: an id without a name, no structure besides the background, or labels in so many pieces that
+            they have more than `MAX_CONTOURS` outlines.
         GeometryError: labels of another size than the series.
         VolumeError: the series lacks what the object must say.
     """
@@ -146,11 +150,20 @@ def _contours(
 ) -> dict[int, list[Dataset]]:
     """Contours by id, from the first slice to the last."""
     found: dict[int, list[Dataset]] = {}
+    count = 0
     for index, reference in enumerate(slices):
         plane = np.ascontiguousarray(labels[..., index])
         for label_id in np.flatnonzero(np.bincount(plane.reshape(-1))[1:]) + 1:
             items = [_contour(points, reference) for points in _outlines(plane == label_id, index, affine)]
             found.setdefault(int(label_id), []).extend(items)
+            count += len(items)
+            if count > MAX_CONTOURS:
+                raise LabelError(
+                    f"a structure set must have at most {MAX_CONTOURS} contours",
+                    received=f"more in the first {index + 1} of {len(slices)} slices: labels in tiny pieces",
+                    remedy="remove fragments (--min-ml 0.1 or --largest-component), or write another --format",
+                    code="rtstruct-size",
+                )
     return found
 
 
@@ -171,7 +184,9 @@ def _contour(points: np.ndarray, reference: SliceReference) -> Dataset:
     item.NumberOfContourPoints = len(points)
     # Adding 0 turns -0.0, which some programs stumble over, into 0.0.
     rounded = np.round(points.ravel(), _DECIMALS) + 0.0
-    item.ContourData = [f"{value:.{_DECIMALS}f}".rstrip("0").rstrip(".") for value in rounded]
+    text = "\\".join([f"{value:.{_DECIMALS}f}".rstrip("0").rstrip(".") for value in rounded.tolist()])
+    # As one text: pydicom would make an object of 300 bytes of each number.
+    item.add(DataElement("ContourData", "DS", text, already_converted=True))
     return item
 
 
