@@ -90,7 +90,6 @@ SETTINGS = (
     Setting((512, 512, 160), ".nii", "int16", None, ("--max-ram", "2G")),
     Setting((256, 256, 128), SERIES, options=("--format", "dicom-seg")),
     Setting((256, 256, 128), SERIES, options=("--format", "dicom-seg", "--labelmap")),
-    Setting((256, 256, 128), SERIES, options=("--format", "rtstruct")),
     Setting((512, 512, 160), SERIES, spacing=(1.5, 1.5, 2.0), options=("--format", "dicom-seg")),
 )
 LARGE = Setting((512, 512, 1000), ".nii.gz", "int16", None, ("--max-ram", "4G"))

@@ -37,7 +37,7 @@ class PredictSettings:
             taken from the model's own curve (`sparseg calibrate`), the fastest where none fits.
         overlap_cases: While the network works on a case, read the next one and finish the one before; off
             holds one case in memory at a time. None: with a GPU only; on a CPU all take the same threads,
-            and a tenth of the time was lost (benchmarks/2026-11-22-overlap-cases.json).
+            and 6 % of the time was lost (benchmarks/2026-11-22-overlap-cases.json).
     """
 
     overlap: float | None = None
