@@ -197,6 +197,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--warmup": 1,
         "--threads": None,
     },
+    "bench windows": {
+        "--preset": "vit_tiny_p8",
+        "--model": None,
+        "--size": "half",
+        "--overlap": 0.5,
+        "--json": None,
+        "--pairs": 5,
+        "--warmup": 1,
+        "--threads": None,
+    },
     "bench model": {
         "--preset": "btcv",
         "--json": None,

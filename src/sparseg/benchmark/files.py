@@ -18,6 +18,7 @@ from sparseg.benchmark.files_run import BASE, PARTS, WAYS, OnePass, Task, Way, m
 from sparseg.benchmark.machine import commit, cpu_threads, describe_machine
 from sparseg.benchmark.model import require_writable
 from sparseg.benchmark.report import write_json
+from sparseg.checkpoints.card import ModelCard
 from sparseg.checkpoints.folder import load_model, read_card, save_model
 from sparseg.errors import ConfigError
 from sparseg.volumes.io import read_labels
@@ -76,7 +77,7 @@ def bench_files(
         ConfigError: unknown preset or size, a model for other labels, a count out of range.
         SparsegError: a memory measurement failed.
     """
-    _check(size, pairs, warmup)
+    require_rounds(size, pairs, warmup)
     device = torch.device("cpu")
     with cpu_threads(threads), tempfile.TemporaryDirectory(prefix="sparseg-bench-") as name:
         folder = Path(name)
@@ -139,13 +140,7 @@ def _make_task(
     image, labels = make_ct(*SIZES[size], seed=seed)
     write_image(folder / "ct.nii.gz", image)
     net, card = random_model(preset, seed) if model is None else (load_model(model), read_card(model))
-    if card.labels != LABELS:
-        raise ConfigError(
-            "the model must have the labels of the synthetic CT",
-            received=f"{len(card.labels)} labels",
-            remedy="train one with python -m sparseg.benchmark.files_model FOLDER",
-            where=model or preset,
-        )
+    require_synthetic_labels(card, model or preset)
     preprocess = card.preprocess.model_copy(update={"spacing": model_spacing(*SIZES[size])})
     save_model(folder / "model", net, card.model_copy(update={"preprocess": preprocess}))
     return Task(folder / "ct.nii.gz", folder / "model", overlap), labels.array[0]
@@ -190,7 +185,27 @@ def _summary(passes: list[OnePass]) -> dict[str, Any]:
     }
 
 
-def _check(size: str, pairs: int, warmup: int) -> None:
+def require_synthetic_labels(card: ModelCard, where: Path | str) -> None:
+    """Refuse a model that was not made for the synthetic CT.
+
+    Raises:
+        ConfigError: other labels.
+    """
+    if card.labels != LABELS:
+        raise ConfigError(
+            "the model must have the labels of the synthetic CT",
+            received=f"{len(card.labels)} labels",
+            remedy="train one with python -m sparseg.benchmark.files_model FOLDER",
+            where=where,
+        )
+
+
+def require_rounds(size: str, pairs: int, warmup: int) -> None:
+    """Refuse a size that does not exist, and counts out of range.
+
+    Raises:
+        ConfigError: names it.
+    """
     if size not in SIZES:
         raise ConfigError(
             f"the size must be one of {', '.join(SIZES)}", received=size, where="size", remedy="--size half"

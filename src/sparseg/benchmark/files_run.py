@@ -18,10 +18,11 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from sparseg.benchmark.files_monai import MonaiPipeline
-from sparseg.benchmark.memory import peak_of_process, peak_resident_bytes
+from sparseg.benchmark.memory import peak_of_process
 from sparseg.checkpoints.folder import load_model, read_card
 from sparseg.models.network import Network
 from sparseg.predict.case import LoadedCase
+from sparseg.predict.machine import peak_bytes_so_far
 from sparseg.predict.outputs import write_labels
 from sparseg.predict.predictor import Predictor
 from sparseg.predict.settings import PredictSettings
@@ -179,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     Way(options.name, Task(options.image, options.model, options.overlap)).predict(options.folder)
-    sys.stdout.write(json.dumps({"peak_memory_bytes": peak_resident_bytes()}) + "\n")
+    sys.stdout.write(json.dumps({"peak_memory_bytes": peak_bytes_so_far()}) + "\n")
 
 
 if __name__ == "__main__":

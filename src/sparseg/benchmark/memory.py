@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from sparseg.benchmark.timing import TrainingTimer, random_case
 from sparseg.benchmark.variants import MODES, PEERS, VARIANTS, Variant, bench_config, build_variant
 from sparseg.errors import SparsegError
+from sparseg.predict.machine import peak_bytes_so_far
 from sparseg.training.losses import make_loss
-
-_STATUS = Path("/proc/self/status")
 
 
 def measure_peak_memory(
@@ -61,22 +58,6 @@ def peak_of_process(command: Sequence[str], what: str, *, remedy: str) -> int:
     return int(json.loads(done.stdout.strip().splitlines()[-1])["peak_memory_bytes"])
 
 
-def peak_resident_bytes() -> int:
-    """Highest resident size of this process so far.
-
-    On Linux not by `getrusage`: its figure survives exec, so a child of a large process would report the
-    size of its parent.
-    """
-    if _STATUS.exists():
-        match = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
-        if match:
-            return int(match.group(1)) * 1024
-    import resource  # POSIX only, so not at the top
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def run_once(preset: str, name: str, mode: str, *, batch: int, device: torch.device) -> int:
     """Do one pass in this process and return the peak in bytes."""
     config = bench_config(preset)
@@ -92,7 +73,7 @@ def run_once(preset: str, name: str, mode: str, *, batch: int, device: torch.dev
             variant.net(image)
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return peak_resident_bytes()
+    return peak_bytes_so_far()
 
 
 def _train_once(variant: Variant, image: torch.Tensor, target: torch.Tensor, device: torch.device) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from sparseg.benchmark.memory import peak_resident_bytes
 from sparseg.compare.passes import NetworkSpec, Passes
 from sparseg.errors import SparsegError
+from sparseg.predict.machine import peak_bytes_so_far
 from sparseg.shapes import Triple
 
 
@@ -61,7 +61,7 @@ def peak_of(order: dict[str, Any]) -> int:
         passes.infer()
     if passes.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(passes.device))
-    return peak_resident_bytes()
+    return peak_bytes_so_far()
 
 
 if __name__ == "__main__":

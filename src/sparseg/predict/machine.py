@@ -38,7 +38,11 @@ def resident_bytes() -> int:
 
 
 def peak_bytes_so_far() -> int:
-    """The highest resident size of this process since it began, or since a `PeakMeter` started over."""
+    """The highest resident size of this process since it began, or since a `PeakMeter` started over.
+
+    On Linux not by `getrusage`: its figure survives exec, so a child of a large process would report the
+    size of its parent.
+    """
     with suppress(OSError):
         status = (_PROC / "status").read_text(encoding="ascii", errors="replace")
         if match := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):

@@ -88,8 +88,8 @@ def make_structure_set(
         header: What the object says about itself.
 
     Raises:
-        LabelError: an id without a name, no structure besides the background, or labels in so many pieces that
-            they have more than `MAX_CONTOURS` outlines.
+        LabelError: an id without a name, no structure besides the background, or more than `MAX_CONTOURS`
+            outlines.
         GeometryError: labels of another size than the series.
         VolumeError: the series lacks what the object must say.
     """
@@ -161,7 +161,7 @@ def _contours(
                 raise LabelError(
                     f"a structure set must have at most {MAX_CONTOURS} contours",
                     received=f"more in the first {index + 1} of {len(slices)} slices: labels in tiny pieces",
-                    remedy="remove fragments (--min-ml 0.1 or --largest-component), or write another --format",
+                    remedy="remove fragments (--min-ml, --largest-component), or write another --format",
                     code="rtstruct-size",
                 )
     return found
