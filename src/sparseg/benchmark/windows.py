@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -38,10 +39,10 @@ from sparseg.preprocessing.pipeline import Prepared, prepare
 
 Progress = Callable[[str], None]
 VARIANTS = ("sparse", "dense_p8", "dense_p16")
-WAYS: dict[str, dict[str, bool]] = {
-    "all windows": {"keep_empty": True},
-    "empty skipped": {},
-    "body only": {"body_only": True},
+WAYS = {
+    "all windows": PredictSettings(keep_empty=True),
+    "empty skipped": PredictSettings(),
+    "body only": PredictSettings(body_only=True),
 }
 
 
@@ -223,7 +224,7 @@ def _rounds(
 
 
 def _predictor(folder: Path, way: str, overlap: float) -> Predictor:
-    return Predictor(load_model(folder), read_card(folder), PredictSettings(overlap=overlap, **WAYS[way]))
+    return Predictor(load_model(folder), read_card(folder), replace(WAYS[way], overlap=overlap))
 
 
 def _labels(

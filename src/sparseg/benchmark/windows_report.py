@@ -29,7 +29,9 @@ Key = tuple[str, str]
 
 def ratio(result: Mapping[str, Any], above: Key, below: Key) -> float | None:
     """Median of the ratios of the rounds of two rows (variant, way); None below 5 rounds or without a row."""
-    rows = {(row["variant"], row["way"]): row["seconds_all"] for row in result["rows"]}
+    rows: dict[Key, list[float]] = {
+        (row["variant"], row["way"]): row["seconds_all"] for row in result["rows"]
+    }
     if above not in rows or below not in rows or len(rows[above]) < MIN_PAIRS:
         return None
     return median(one / other for one, other in zip(rows[above], rows[below], strict=True))
