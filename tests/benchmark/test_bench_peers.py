@@ -64,5 +64,5 @@ def test_rows_of_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_refusal_names_groups_and_peers() -> None:
-    with pytest.raises(ConfigError, match=r"peers, peers_tiny, peer_unetr16.*received swin"):
+    with pytest.raises(ConfigError, match=r"peers, peers_tiny, published.*peer_unetr16.*received swin"):
         choose_variants(bench_config("test_tiny"), ["swin"])

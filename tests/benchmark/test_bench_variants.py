@@ -112,3 +112,34 @@ def test_wrong_names_are_refused() -> None:
         bench_config("vit_base_p16")
     with pytest.raises(ConfigError, match="a preset must be one of"):
         bench_config("btcv2")
+
+
+def test_baselines_are_those_of_the_preset_and_fit_it() -> None:
+    config = bench_config("test_tiny")
+    chosen, left_out = choose_variants(config, ["baselines"])
+    assert {"random", "evit", "dynamicvit_mask", "mask_token", "tome"} <= set(chosen)
+    assert "sparse" not in chosen
+    assert left_out["sparse"] == "not asked for"
+    random = build_variant("random", config)
+    assert random.net.config.scoring == "random"
+    assert random.token_counts == build_variant("sparse", config).token_counts
+    assert build_variant("mask_token", config).net.config.completion == "mask_token"
+    assert not build_variant("tome", config).net.config.pruning_stages
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_what_is_compiled_is_a_row_of_its_own_and_computes_the_same() -> None:
+    config = bench_config("test_tiny")
+    chosen, left_out = choose_variants(config, ["sparse", "naive_sparse"], ["blocks", "none"])
+    assert chosen == ["sparse", "sparse+blocks", "naive_sparse"]
+    assert "plain ViT" in left_out["naive_sparse+blocks"]
+    with pytest.raises(ConfigError, match=r"none, blocks, all; received decoder"):
+        choose_variants(config, ["sparse"], ["decoder"])
+    plain, compiled = (build_variant(name, config) for name in chosen[:2])
+    assert compiled.name == "sparse+blocks"
+    assert all(block._compiled_call_impl is not None for block in compiled.net.blocks())
+    assert all(block._compiled_call_impl is None for block in plain.net.blocks())
+    for one, other in zip(plain.net.parameters(), compiled.net.parameters(), strict=True):
+        assert torch.equal(one, other)
+    whole = build_variant("dense_p8+all", config)
+    assert whole.net._compiled_call_impl is not None

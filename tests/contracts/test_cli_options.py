@@ -218,6 +218,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--threads": None,
         "--quality": None,
         "--variants": None,
+        "--compile": ("none",),
     },
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparseg.benchmark.variants import build_variant
+from sparseg.benchmark.variants import build_variant, plain_name
 from sparseg.models.config import SegmenterConfig
 
 
@@ -21,7 +21,7 @@ def count_macs(
     """Count one variant.
 
     Args:
-        name: One of `VARIANTS` or `PEERS`.
+        name: One of `VARIANTS`, `RIVALS` or `PEERS`; what of it is compiled does not count.
         config: Settings of the sparse model.
         batch: B.
         mode: "inference" counts the forward pass, "training" forward and backward.
@@ -32,6 +32,7 @@ def count_macs(
     """
     # Boolean masks have no size on the meta device. The plain implementation multiplies the same matrices
     # as the sparse model, which a test confirms on real tensors.
+    name = plain_name(name)
     variant = build_variant("sparse" if name == "naive_sparse" else name, config)
     net = variant.net.to("meta").train(mode == "training")
     image = torch.empty(batch, config.in_channels, *config.roi_size, device="meta")

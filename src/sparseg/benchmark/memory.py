@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from sparseg.benchmark.timing import TrainingTimer, random_case
-from sparseg.benchmark.variants import MODES, PEERS, VARIANTS, Variant, bench_config, build_variant
+from sparseg.benchmark.variants import MODES, Variant, bench_config, build_variant
 from sparseg.errors import SparsegError
 from sparseg.predict.machine import peak_bytes_so_far
 from sparseg.training.losses import make_loss
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure in this process and write one line of JSON."""
     parser = argparse.ArgumentParser(prog="sparseg.benchmark.memory", description=__doc__)
     parser.add_argument("--preset", required=True)
-    parser.add_argument("--variant", required=True, choices=(*VARIANTS, *PEERS))
+    parser.add_argument("--variant", required=True)
     parser.add_argument("--mode", required=True, choices=MODES)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--device", default="cpu")

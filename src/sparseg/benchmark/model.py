@@ -29,7 +29,14 @@ from sparseg.benchmark.report import (
     write_json,
 )
 from sparseg.benchmark.timing import InferenceTimer, Measured, TrainingTimer, random_case
-from sparseg.benchmark.variants import MODES, Variant, bench_config, build_variant, choose_variants
+from sparseg.benchmark.variants import (
+    MODES,
+    Variant,
+    bench_config,
+    build_variant,
+    choose_variants,
+    plain_name,
+)
 from sparseg.errors import ConfigError
 from sparseg.models.config import SegmenterConfig
 from sparseg.shapes import Triple
@@ -124,6 +131,7 @@ def bench_model(
     device: str = "cpu",
     threads: int | None = None,
     variants: Sequence[str] | None = None,
+    compiled: Sequence[str] = ("none",),
     quality: Mapping[str, Any] | None = None,
     seed: int = 0,
     on_progress: Progress = lambda _: None,
@@ -138,8 +146,10 @@ def bench_model(
         modes: "inference" (forward pass) and "training" (forward, Dice + cross-entropy, backward, AdamW).
         device: "cpu" or "cuda".
         threads: CPU threads; None leaves torch's number.
-        variants: Names out of `VARIANTS`, `PEERS` and `GROUPS`; None takes all of `VARIANTS` that fit the
-            preset.
+        variants: Names out of `VARIANTS`, `RIVALS`, `PEERS` and `GROUPS`; None takes all of `VARIANTS` that
+            fit the preset.
+        compiled: Out of `COMPILED`; every variant is measured with each of them. Compiling takes place in the
+            warm-up, of which there must be at least one round.
         quality: Quality of trained weights of this preset (see `read_quality`).
         seed: Of weights, image and target.
         on_progress: Called with a line of text before each pass.
@@ -152,8 +162,8 @@ def bench_model(
         SparsegError: a memory measurement failed.
     """
     config = bench_config(preset)
-    names, left_out = choose_variants(config, variants)
-    _check(pairs, warmup, batch, modes)
+    names, left_out = choose_variants(config, variants, compiled)
+    _check(pairs, warmup, batch, modes, least_warmup=0 if set(compiled) == {"none"} else 1)
     plan = _Plan(
         preset=preset,
         config=config,
@@ -261,7 +271,7 @@ def _rows(
     for (mode, name), measured in times.items():
         variant = built[name]
         macs, macs_parts = count_macs(name, plan.config, batch=plan.batch, mode=mode)
-        known = quality if name in _SPARSE_OUTPUT else None
+        known = quality if plain_name(name) in _SPARSE_OUTPUT else None
         row = Row(
             **_summary(measured),
             variant=name,
@@ -306,8 +316,8 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _check(pairs: int, warmup: int, batch: int, modes: Sequence[str]) -> None:
-    for name, value, least in (("pairs", pairs, 1), ("warmup", warmup, 0), ("batch", batch, 1)):
+def _check(pairs: int, warmup: int, batch: int, modes: Sequence[str], *, least_warmup: int) -> None:
+    for name, value, least in (("pairs", pairs, 1), ("warmup", warmup, least_warmup), ("batch", batch, 1)):
         if value < least:
             raise ConfigError(
                 f"{name} must be at least {least}", received=value, where=name, remedy="give a larger number"

@@ -19,14 +19,21 @@ def model(
     pairs: int = 5,
     warmup: int = 1,
     batch: int = 1,
-    modes: Annotated[tuple[Literal["inference", "training"], ...], cyclopts.Parameter(negative="")] = (
+    modes: Annotated[
+        tuple[Literal["inference", "training"], ...], cyclopts.Parameter(negative="", consume_multiple=True)
+    ] = (
         "inference",
         "training",
     ),
     device: str = "cpu",
     threads: int | None = None,
     quality: Path | None = None,
-    variants: Annotated[tuple[str, ...] | None, cyclopts.Parameter(negative="")] = None,
+    variants: Annotated[
+        tuple[str, ...] | None, cyclopts.Parameter(negative="", consume_multiple=True)
+    ] = None,
+    compile: Annotated[
+        tuple[Literal["none", "blocks", "all"], ...], cyclopts.Parameter(negative="", consume_multiple=True)
+    ] = ("none",),
 ) -> int:
     """Time inference and a training step of sparse, dense patch 8 and dense patch 16 in one interleaved run.
 
@@ -51,9 +58,13 @@ def model(
     quality
         metrics.json of an evaluation of trained weights of this preset, to stand beside the times.
     variants
-        What to time, e.g. sparse peers: sparse, dense_p8, dense_p16_monai, naive_sparse; peers (MONAI's
-        UNETR, SwinUNETR, SegResNet, DynUNet and MedNeXt at the preset's window), peers_tiny, or one of them
-        by its preset. Default: the first four.
+        What to time, e.g. sparse peers: sparse, dense_p8, dense_p16_monai, naive_sparse; baselines (random,
+        evit, dynamicvit, mask_token, tome, ...) or one of them; peers (MONAI's UNETR, SwinUNETR, SegResNet,
+        DynUNet and MedNeXt at the preset's window), peers_tiny, or one of them by its preset. Default: the
+        first four.
+    compile
+        Measure each variant as it is (none), with its transformer blocks compiled, or all of it; e.g.
+        none blocks for both. Compiling takes minutes, in the untimed rounds.
     """
     from sparseg.benchmark.model import bench_to_file, table_notes, table_rows
     from sparseg.cli.output import print_table
@@ -69,6 +80,7 @@ def model(
         device=device,
         threads=threads,
         variants=variants,
+        compiled=compile,
         on_progress=_say,
     )
     header, *rows = table_rows(result)
