@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -32,17 +33,33 @@ def test_python_blocks_run(page: str, code: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_configuration_reference_is_current() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "config_reference", ROOT / "scripts" / "config_reference.py"
-    )
+def load_script(name: str) -> ModuleType:
+    """A file of the folder scripts as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_configuration_reference_is_current() -> None:
+    module = load_script("config_reference")
     assert (ROOT / "docs/reference/configuration.md").read_text() == module.render(), (
         "run scripts/config_reference.py"
     )
+
+
+def test_tables_of_figures_say_what_their_rows_say() -> None:
+    module = load_script("readme_tables")
+    found = 0
+    for name in module.PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert module.with_tables(text) == text, "run scripts/readme_tables.py"
+        found += text.count("<!-- table ")
+    assert found >= 4
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert module.with_tables(text.replace("| 55.3 |", "| 5.53 |")) == text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,0 +1,149 @@
+"""Writes the tables of figures in README.md and elsewhere from the committed rows they cite.
+
+    python scripts/readme_tables.py           # after rows changed
+    python scripts/readme_tables.py --check   # exit code 1 if a table says something else than its rows
+
+A table stands between `<!-- table KIND FILE -->` and `<!-- /table -->`: KIND is a key of `TABLES`, FILE a file
+below the repository's root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "models/sample_ct/README.md")
+_TABLE = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+_MODELS = {
+    "sparse": "sparse patch 8",
+    "dense_p8": "dense patch 8, fused attention",
+    "dense_p16_monai": "dense patch 16 (MONAI UNETR), fused attention",
+    "naive_sparse": "sparse patch 8, explicit attention and boolean masks",
+}
+_WAYS = {
+    "monai": "MONAI transforms and `sliding_window_inference`",
+    "same windows": "`sparseg predict` at equal settings",
+    "default": "`sparseg predict`",
+    "body only": "`sparseg predict --body-only`",
+}
+Result = Mapping[str, Any]
+
+
+def model_table(result: Result) -> str:
+    """Of `sparseg bench model`: both modes of a variant in one line."""
+    rows = {(row["variant"], row["mode"]): row for row in result["rows"]}
+    lines = []
+    for name, words in _MODELS.items():
+        one, two = rows[name, "inference"], rows[name, "training"]
+        ratios = [_ratio(row, rows["sparse", row["mode"]]) for row in (one, two)]
+        lines.append(
+            [
+                words,
+                *(f"{one['seconds']:.2f}", ratios[0], f"{two['seconds']:.2f}", ratios[1]),
+                f"{one['macs'] / 1e9:.1f}",
+                f"{one['peak_memory_bytes'] / 2**30:.1f} / {two['peak_memory_bytes'] / 2**30:.1f}",
+                "not measured" if one["quality"] is None else f"{one['quality']['dice']:.3f}",
+            ]
+        )
+    head = ["model", "inference s", "time / sparse", "training step s", "time / sparse", "GMACs"]
+    return _markdown([*head, "peak GiB (inference / training)", "Dice"], lines)
+
+
+def files_table(result: Result) -> str:
+    """Of `sparseg bench files`."""
+    rows = {row["way"]: row for row in result["rows"]}
+    lines = [
+        [
+            words,
+            f"{row['seconds']:.1f}",
+            f"{row['other_seconds']:.2f}",
+            str(row["num_windows"]),
+            f"{row['peak_memory_bytes'] / 2**30:.2f}",
+            _ratio(rows["monai"], row),
+            "" if way == "monai" else f"{100 * row['same_labels_as_monai']:.1f} %",
+            f"{row['dice']:.3f}",
+        ]
+        for way, words in _WAYS.items()
+        for row in (rows[way],)
+    ]
+    head = ["way", "seconds", "without the network", "windows", "peak GiB", "MONAI / this"]
+    return _markdown([*head, "same labels", "mean Dice"], lines)
+
+
+def organs_table(result: Result) -> str:
+    """Of `sparseg evaluate`: the classes that the reference of its one case has."""
+    (case,) = result["cases"]
+    lines = [
+        [
+            found["name"],
+            f"{found['dice']:.3f}",
+            "-" if found["hd95_mm"] is None else f"{found['hd95_mm']:.1f}",
+            f"{found['nsd']:.3f}",
+        ]
+        for found in case["classes"]
+        if found["num_ref"]
+    ]
+    return _markdown(["organ", "Dice on CT-C", "HD95 mm", "NSD at 2 mm"], lines)
+
+
+TABLES: dict[str, Callable[[Result], str]] = {
+    "model": model_table,
+    "files": files_table,
+    "organs": organs_table,
+}
+
+
+def _ratio(above: Result, below: Result) -> str:
+    """Median of the ratios of the rounds."""
+    if above is below:
+        return "1"
+    pairs = list(zip(above["seconds_all"], below["seconds_all"], strict=True))
+    if len(pairs) < 5:
+        raise ValueError("no ratio from fewer than 5 pairs")
+    return f"{median(one / other for one, other in pairs):.2f}"
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n".replace("|  |", "| |") for cells in (head, rule, *lines))
+
+
+def with_tables(text: str) -> str:
+    """A page with every table made anew."""
+
+    def made(match: re.Match[str]) -> str:
+        head, kind, file, _, end = match.groups()
+        return head + TABLES[kind](json.loads((ROOT / file).read_text(encoding="utf-8"))) + end
+
+    return _TABLE.sub(made, text)
+
+
+def main() -> int:
+    """Write or check."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    stale = 0
+    for name in PAGES:
+        page = ROOT / name
+        old = page.read_text(encoding="utf-8")
+        new = with_tables(old)
+        if new != old:
+            stale += 1
+            sys.stdout.write(f"{name}: a table differs from its rows\n")
+            if not options.check:
+                page.write_text(new, encoding="utf-8")
+    return int(options.check and stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
