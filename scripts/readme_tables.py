@@ -3,8 +3,8 @@
     python scripts/readme_tables.py           # after rows changed
     python scripts/readme_tables.py --check   # exit code 1 if a table says something else than its rows
 
-A table stands between `<!-- table KIND FILE -->` and `<!-- /table -->`: KIND is a key of `TABLES`, FILE a file
-below the repository's root.
+A table stands between `<!-- table KIND FILE -->` and `<!-- /table -->`: KIND is a key of `TABLES`, FILE a
+result below the root of the repository.
 """
 
 from __future__ import annotations
