@@ -78,3 +78,14 @@ def test_training_counts_about_three_forward_passes() -> None:
     # The image needs no gradient, which saves the input gradient of the two layers that read it.
     saved = 64 * 4**3 * E + 16**3 * (27 * 4 + 4)
     assert both == 3 * forward - saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "name", "gmacs"),
+    [("btcv", "sparse", 132), ("btcv", "dense_p8", 258), ("brats", "sparse", 405), ("brats", "dense_p8", 798)],
+)
+def test_the_papers_settings_cost_what_they_cost(preset: str, name: str, gmacs: int) -> None:
+    """Counted independently before this package was written, attention included."""
+    total, _ = count_macs(name, bench_config(preset))
+    assert total / 1e9 == pytest.approx(gmacs, rel=0.02)
