@@ -83,7 +83,12 @@ def test_training_counts_about_three_forward_passes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "name", "gmacs"),
-    [("btcv", "sparse", 132), ("btcv", "dense_p8", 258), ("brats", "sparse", 405), ("brats", "dense_p8", 798)],
+    [
+        ("btcv", "sparse", 132),
+        ("btcv", "dense_p8", 258),
+        ("brats", "sparse", 405),
+        ("brats", "dense_p8", 798),
+    ],
 )
 def test_the_papers_settings_cost_what_they_cost(preset: str, name: str, gmacs: int) -> None:
     """Counted independently before this package was written, attention included."""
