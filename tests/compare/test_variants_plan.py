@@ -65,11 +65,11 @@ def test_losses_on_scores_are_ours_alone() -> None:
     base = {**BASE, "selection": {"score_weight": 0.2}}
     weights = {
         name: settings_of(name, None, base).selection.score_weight
-        for name in ("sparse", "mask_token", "random", "evit", "dynamicvit", "edge", "scored")
+        for name in ("sparse", "mask_token", "random", "evit", "dynamicvit", "edge", "scored", "image")
     }
     assert weights == {
         "sparse": 0.2, "mask_token": 0.2, "random": 0.0, "evit": 0.0, "dynamicvit": 0.0, "edge": 0.1,
-        "scored": 1.0,
+        "scored": 1.0, "image": 1.0,
     }  # fmt: skip
     assert settings_of("dynamicvit", None, base).selection.ratio_weight == 2.0
 

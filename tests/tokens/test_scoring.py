@@ -124,5 +124,5 @@ def test_rules_have_no_weights_and_respect_protection(scoring: str) -> None:
         context(image, 0, torch.rand(1, 10)),
     ).pruned
     assert not {3, 8} & set(pruned.indices[0].tolist())
-    with pytest.raises(ConfigError, match="only a scoring with a predictor"):
+    with pytest.raises(ConfigError, match="only a scoring that looks at tokens"):
         stage.scores(torch.zeros(1, 3, 4))

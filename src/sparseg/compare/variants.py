@@ -26,7 +26,18 @@ LISTS: dict[str, tuple[str, ...]] = {
         *("evit", "evit_mask", "dynamicvit", "dynamicvit_mask", "mask_token", "last_layer"),
     ),
     "method": (
-        *("sparse", "scored", "published", "edge", "dense_p8", "random", "stride", "intensity", "entropy"),
+        *(
+            "sparse",
+            "scored",
+            "image",
+            "published",
+            "edge",
+            "dense_p8",
+            "random",
+            "stride",
+            "intensity",
+            "entropy",
+        ),
         *("mask_token", "last_layer", "nearest", "tome"),
     ),
     "peers": (
@@ -133,7 +144,7 @@ def _with_preset(base: Mapping[str, Any], preset: str) -> dict[str, Any]:
 def _without_idle_losses(values: dict[str, Any]) -> dict[str, Any]:
     """A recipe's losses on scores are ours: off in rivals' rows, and where nothing could learn of them."""
     scoring = values.get("model", {}).get("scoring", SegmenterConfig.model_fields["scoring"].default)
-    idle = {} if scoring == "predictor" else {"score_weight": 0.0}
+    idle = {} if scoring in ("predictor", "image") else {"score_weight": 0.0}
     idle |= {} if scoring == "gates" else {"ratio_weight": 0.0}
     used = {key: value for key, value in idle.items() if values.get("selection", {}).get(key)}
     return merge(values, {"selection": used}) if used else values

@@ -28,6 +28,10 @@ BASELINES: dict[str, Options] = {
     "sparse": {"model": _OURS},
     "published": {"model": {**_OURS, **PUBLISHED_OPTIONS}},
     "scored": {"model": _OURS, "selection": {"score_weight": 1.0, "score_target": "foreground"}},
+    "image": {
+        "model": {**_OURS, "scoring": "image"},
+        "selection": {"score_weight": 1.0, "score_target": "foreground"},
+    },
     "edge": {"model": _OURS, "selection": {"score_weight": 0.1, "score_target": "boundary"}},
     "random": {"model": {**_OURS, "scoring": "random"}},
     "stride": {"model": {**_OURS, "scoring": "stride"}},

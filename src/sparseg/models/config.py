@@ -33,7 +33,8 @@ class SegmenterConfig(Config):
         keep_ratio: Share of the tokens entering a stage that leave it, one for all stages or one per stage;
             with `merging` one for all blocks, at least 0.5.
         num_keep: Absolute counts per stage instead of ratios.
-        scoring: What scores the tokens: a learned `predictor` (the paper); `random`; `stride`, every n-th;
+        scoring: What scores the tokens: a learned `predictor` (the paper); convolutions over the `image`,
+            which may stand before block 0; `random`; `stride`, every n-th;
             `intensity` or `entropy` of the image patch; `class_attention` (EViT); `gates` (DynamicViT).
         pruned_tokens: `remember` them for the completion, or `fuse` them into one token that goes on with the
             survivors (EViT) and forget them.

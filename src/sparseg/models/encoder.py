@@ -85,6 +85,8 @@ class SparseEncoder(nn.Module):
                 soft_topk=config.soft_topk,
                 temperature=config.temperature,
                 noise_scale=config.noise_scale,
+                in_channels=config.in_channels,
+                patch_size=config.patch_size,
             )
             for _ in config.pruning_stages
         )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sparseg.errors import ConfigError
+from sparseg.shapes import Triple
 from sparseg.tokens.gates import open_gates
-from sparseg.tokens.score import ScorePredictor, ScoreTransform, transform_scores
+from sparseg.tokens.score import ImageScorer, ScorePredictor, ScoreTransform, transform_scores
 from sparseg.tokens.scoring import LEARNED, Scoring, fixed_scores
 from sparseg.tokens.select import SoftTopK, gumbel_noise, hard_topk, straight_through_mask
 from sparseg.tokens.stages import Selection, StageContext, StageScores, StageTokens
@@ -72,13 +73,15 @@ class TokenPruning(nn.Module):
 
     Args:
         dim: Token width E.
-        scoring: What scores the tokens. Only `predictor` and `gates` have weights; the gates decide about
-            each token on its own in training, see `tokens/gates.py`.
+        scoring: What scores the tokens. `predictor` and `gates` look at the tokens, `image` at the image, by
+            weights; the gates decide about each token on its own in training, see `tokens/gates.py`.
         score_transform: Scale of the predictor's scores, see `transform_scores`.
-        soft_topk: Relaxation used for the gradient while training (`predictor`).
-        temperature: tau of the relaxation (`predictor`, `gates`).
+        soft_topk: Relaxation used for the gradient while training (`predictor`, `image`).
+        temperature: tau of the relaxation (`predictor`, `image`, `gates`).
         noise_scale: Factor on the Gumbel noise added while training; 0 selects as evaluation does
-            (`predictor`, `gates`).
+            (`predictor`, `image`, `gates`).
+        in_channels: Channels of the image (`image`).
+        patch_size: Patch edges in voxels (`image`).
     """
 
     def __init__(
@@ -90,10 +93,16 @@ class TokenPruning(nn.Module):
         soft_topk: SoftTopK = "budget_exact",
         temperature: float = 0.5,
         noise_scale: float = 0.0,
+        in_channels: int = 1,
+        patch_size: Triple = (8, 8, 8),
     ) -> None:
         super().__init__()
         self.scoring: Scoring = scoring
-        self.predictor = ScorePredictor(dim) if scoring in LEARNED else None
+        self.predictor: nn.Module | None = None
+        if scoring == "image":
+            self.predictor = ImageScorer(in_channels, patch_size)
+        elif scoring in LEARNED:
+            self.predictor = ScorePredictor(dim)
         self.score_transform: ScoreTransform = score_transform
         self.soft_topk: SoftTopK = soft_topk
         self.temperature = temperature
@@ -105,9 +114,9 @@ class TokenPruning(nn.Module):
         Raises:
             ConfigError: the scoring looks at more than the tokens.
         """
-        if self.predictor is None:
+        if self.predictor is None or self.scoring == "image":
             raise ConfigError(
-                "only a scoring with a predictor scores tokens alone",
+                "only a scoring that looks at tokens scores them alone",
                 received=self.scoring,
                 remedy="call the stage itself, with a context",
                 where="scoring",
@@ -130,21 +139,27 @@ class TokenPruning(nn.Module):
             present: Tokens of this stage.
             k: Number kept.
             selection: Settings of this call.
-            context: What else the stage may look at; a scoring without weights needs it.
+            context: What else the stage may look at; scorings other than `predictor` and `gates` need it.
         """
         selection = selection or Selection()
         if self.training and self.scoring == "gates":
             return self._gate(present, k, selection)
-        if self.predictor is None:
-            assert context is not None  # the encoder always gives it
-            scores = fixed_scores(self.scoring, present, k, context)
-        else:
+        if self.scoring in ("predictor", "gates"):
             scores = self.scores(present.tokens)
+        else:
+            assert context is not None  # the encoder always gives it
+            scores = self._scores_of_image(present, k, context)
         if self.training:
             kept, pruned = self._split_training(present, scores, k, selection)
         else:
             kept, pruned = prune_tokens(present, scores, k)
         return Pruned(kept, pruned, StageScores(scores, present.indices, kept.indices))
+
+    def _scores_of_image(self, present: StageTokens, k: int, context: StageContext) -> Tensor:
+        if self.predictor is None:
+            return fixed_scores(self.scoring, present, k, context)
+        raw: Tensor = self.predictor(context.image)
+        return transform_scores(raw.gather(1, present.indices), self.score_transform)
 
     def _split_training(
         self, present: StageTokens, scores: Tensor, k: int, selection: Selection

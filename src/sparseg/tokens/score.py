@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparseg.shapes import Triple
+
 ScoreTransform = Literal["standardize", "log_sigmoid", "none"]
 
 
@@ -62,6 +64,48 @@ class ScorePredictor(nn.Module):
         shared = _mean_over_tokens(shared, weight).expand_as(local)
         scores: Tensor = self.out_mlp(torch.cat((local, shared), dim=-1))
         return scores.squeeze(-1)
+
+
+class ImageScorer(nn.Module):
+    """Scores each patch from the voxels in and around it, by a few strided convolutions.
+
+    It sees the image, not the tokens, so it may stand before the first block; a linear patch embedding has to
+    be unmixed by blocks before a score can ask for the brightest voxel of a patch. Convolutions of 3³ and
+    stride 2 with 8, 16, 32, 32 channels down to the token grid, one of stride 1 there, GELU between them, and
+    a linear layer to one score. At 96³ and patch 8 these are 0.15 G multiplications.
+
+    Args:
+        in_channels: Image channels C.
+        patch_size: Patch edges, each a power of two.
+    """
+
+    def __init__(self, in_channels: int, patch_size: Triple) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = in_channels
+        for number, stride in enumerate(_halving_strides(patch_size)):
+            wider = min(8 * 2**number, 32)
+            layers += [nn.Conv3d(width, wider, kernel_size=3, stride=stride, padding=1), nn.GELU()]
+            width = wider
+        layers += [nn.Conv3d(width, width, kernel_size=3, padding=1), nn.GELU()]
+        self.layers = nn.Sequential(*layers)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, C, H, W, D], edges multiples of the patch -> raw scores [B, L] in grid order."""
+        features: Tensor = self.layers(image)
+        scores: Tensor = self.out(features.flatten(2).transpose(1, 2))
+        return scores.squeeze(-1)
+
+
+def _halving_strides(patch_size: Triple) -> list[Triple]:
+    """Strides, each 1 or 2 per axis, whose product is the patch; axes with a small edge are halved last."""
+    halvings = [edge.bit_length() - 1 for edge in patch_size]
+    strides: list[Triple] = []
+    for left in range(max(halvings), 0, -1):
+        a, b, c = (2 if count >= left else 1 for count in halvings)
+        strides.append((a, b, c))
+    return strides
 
 
 def _mean_over_tokens(features: Tensor, weight: Tensor | None) -> Tensor:

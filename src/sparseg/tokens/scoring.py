@@ -16,9 +16,11 @@ from sparseg.shapes import Triple
 from sparseg.tokens.embed import cut_patches
 from sparseg.tokens.stages import StageContext, StageTokens
 
-Scoring = Literal["predictor", "random", "stride", "intensity", "entropy", "class_attention", "gates"]
-# Those that have a score predictor, and so weights to train.
-LEARNED: tuple[Scoring, ...] = ("predictor", "gates")
+Scoring = Literal[
+    "predictor", "image", "random", "stride", "intensity", "entropy", "class_attention", "gates"
+]
+# Those that have weights to train: of the score predictor, or of the convolutions over the image.
+LEARNED: tuple[Scoring, ...] = ("predictor", "image", "gates")
 
 NUM_BINS = 32
 _HASH_ROUNDS, _HASH_FACTOR, _HASH_MASK = 3, 0x2C1B3C6D, 0xFFFFFFFF
