@@ -48,4 +48,4 @@ def test_the_small_recipe_stays_small(task):
     """A table of many rivals and seeds must fit two cores: tens of thousands of voxels, not millions."""
     config = parse_config(TrainConfig, load_yaml(FOLDER / f"{task}.yaml"))
     h, w, d = model_of(config).roi_size
-    assert h * w * d * config.batch_size * config.max_steps <= 1.4e8
+    assert h * w * d * config.batch_size * config.max_steps <= 2e8
