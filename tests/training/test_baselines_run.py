@@ -59,7 +59,7 @@ def test_the_ratio_loss_leads_the_gates_to_the_share_wanted() -> None:
         (
             "random",
             {"score_weight": 0.1},
-            r"a score_weight needs a scoring .*predictor, gates, class_attention",
+            r"a score_weight needs a scoring .*predictor, image, gates, class_attention",
         ),
         ("entropy", {"score_weight": 0.1}, "received scoring entropy"),
         ("predictor", {"ratio_weight": 2.0}, r"selection.ratio_weight: a ratio_weight needs .*\(gates\)"),
