@@ -16,8 +16,6 @@ from sparseg.benchmark.files_case import LABELS, SIZES, make_ct, model_spacing
 from sparseg.benchmark.files_model import random_model
 from sparseg.benchmark.files_run import BASE, PARTS, WAYS, OnePass, Task, Way, measure_peak
 from sparseg.benchmark.machine import commit, cpu_threads, describe_machine
-from sparseg.benchmark.model import require_writable
-from sparseg.benchmark.report import write_json
 from sparseg.checkpoints.card import ModelCard
 from sparseg.checkpoints.folder import load_model, read_card, save_model
 from sparseg.errors import ConfigError
@@ -25,24 +23,6 @@ from sparseg.volumes.io import read_labels
 from sparseg.volumes.nifti_writer import write_image
 
 Progress = Callable[[str], None]
-
-
-def files_to_json(json_file: Path | None = None, **options: Any) -> dict[str, Any]:
-    """Run `bench_files` and store its result; what `sparseg bench files` calls.
-
-    Args:
-        json_file: Where the result goes; None stores nothing.
-        **options: Arguments of `bench_files`.
-
-    Raises:
-        ConfigError: as `bench_files`, or a file that cannot be written.
-    """
-    if json_file is not None:
-        require_writable(json_file)
-    result = bench_files(**options)
-    if json_file is not None:
-        write_json(json_file, result)
-    return result
 
 
 def bench_files(

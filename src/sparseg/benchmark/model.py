@@ -5,7 +5,6 @@ All variants take turns in one process (A B C D, A B C D, ...), so that a machin
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from sparseg.benchmark.report import (
     OTHER_QUALITY,
     ratio_to_sparse,
     read_quality,
+    require_writable,
     table_notes,
     table_rows,
     write_json,
@@ -328,17 +328,4 @@ def _check(pairs: int, warmup: int, batch: int, modes: Sequence[str], *, least_w
             received=list(modes),
             where="modes",
             remedy="e.g. --modes inference",
-        )
-
-
-def require_writable(path: Path) -> None:
-    """Fail before the run, not after it.
-
-    Raises:
-        ConfigError: a folder, or a place that cannot be written to.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigError(
-            "the result must be a file in a writable folder", remedy="choose another --json", where=path
         )

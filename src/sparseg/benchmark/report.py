@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,6 +41,40 @@ def write_json(path: Path | str, result: Mapping[str, Any]) -> None:
     content = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(path, content)
+
+
+def require_writable(path: Path) -> None:
+    """Fail before the run, not after it.
+
+    Raises:
+        ConfigError: a folder, or a place that cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(
+            "the result must be a file in a writable folder", remedy="choose another --json", where=path
+        )
+
+
+def run_to_json(
+    measure: Callable[..., dict[str, Any]], json_file: Path | None, **options: Any
+) -> dict[str, Any]:
+    """Run a benchmark and store its result.
+
+    Args:
+        measure: `bench_files` or `bench_windows`.
+        json_file: Where the result goes; None stores nothing.
+        **options: Arguments of `measure`.
+
+    Raises:
+        ConfigError: as `measure`, or a file that cannot be written.
+    """
+    if json_file is not None:
+        require_writable(json_file)
+    result = measure(**options)
+    if json_file is not None:
+        write_json(json_file, result)
+    return result
 
 
 def read_quality(path: Path | str) -> dict[str, Any]:

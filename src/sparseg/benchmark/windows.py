@@ -26,8 +26,6 @@ from sparseg.benchmark.files_case import SIZES, make_ct, model_spacing
 from sparseg.benchmark.files_model import model_card
 from sparseg.benchmark.machine import commit, cpu_threads, describe_machine
 from sparseg.benchmark.memory import peak_of_process
-from sparseg.benchmark.model import require_writable
-from sparseg.benchmark.report import write_json
 from sparseg.checkpoints.folder import load_model, read_card, save_model
 from sparseg.models.baselines import baseline_options
 from sparseg.models.build import build_segmenter
@@ -62,24 +60,6 @@ class VolumePass(NamedTuple):
     num_windows: int
     num_skipped: int
     labels: np.ndarray
-
-
-def windows_to_json(json_file: Path | None = None, **options: Any) -> dict[str, Any]:
-    """Run `bench_windows` and store its result; what `sparseg bench windows` calls.
-
-    Args:
-        json_file: Where the result goes; None stores nothing.
-        **options: Arguments of `bench_windows`.
-
-    Raises:
-        ConfigError: as `bench_windows`, or a file that cannot be written.
-    """
-    if json_file is not None:
-        require_writable(json_file)
-    result = bench_windows(**options)
-    if json_file is not None:
-        write_json(json_file, result)
-    return result
 
 
 def bench_windows(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 
@@ -91,19 +93,10 @@ def model(
     return 0
 
 
-@app.command
-def files(
-    *,
-    preset: str = "vit_tiny_p8",
-    model: Path | None = None,
-    size: Literal["full", "half"] = "full",
-    overlap: float = 0.5,
-    json: Path | None = None,
-    pairs: int = 5,
-    warmup: int = 1,
-    threads: int | None = None,
-) -> int:
-    """Time prediction from file to file against a pipeline of MONAI's transforms, in one interleaved run.
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True)
+class VolumeOptions:
+    """What is run, and how often.
 
     Parameters
     ----------
@@ -111,97 +104,90 @@ def files(
         Named model with 14 classes; its weights are random.
     model
         Model folder to take instead, made by python -m sparseg.benchmark.files_model FOLDER; gives Dice.
-    size
-        Synthetic CT of 512 x 512 x 160 voxels (minutes per pass on a CPU), or of half as many per axis.
     overlap
         Share of the window by which neighbouring windows overlap.
     json
         File for the result.
     pairs
-        Timed rounds; each predicts once in every way. Ratios need at least 5.
+        Timed rounds; each runs everything once. Ratios need at least 5.
     warmup
         Untimed rounds before.
     threads
         CPU threads; default all.
     """
-    from sparseg.benchmark.files import files_to_json
-    from sparseg.benchmark.files_report import table_notes, table_rows
-    from sparseg.cli.output import print_table
 
-    result = files_to_json(
-        json,
-        preset=preset,
-        model=model,
-        size=size,
-        overlap=overlap,
-        pairs=pairs,
-        warmup=warmup,
-        threads=threads,
-        on_progress=_say,
-    )
-    header, *rows = table_rows(result)
-    print_table("sparseg bench files", header, rows)
-    sys.stdout.write("\n".join(table_notes(result)) + "\n")
-    if json is not None:
-        sys.stdout.write(f"{json}\n")
+    preset: str = "vit_tiny_p8"
+    model: Path | None = None
+    overlap: float = 0.5
+    json: Path | None = None
+    pairs: int = 5
+    warmup: int = 1
+    threads: int | None = None
+
+
+@app.command
+def files(*, size: Literal["full", "half"] = "full", options: VolumeOptions | None = None) -> int:
+    """Time prediction from file to file against a pipeline of MONAI's transforms, in one interleaved run.
+
+    Parameters
+    ----------
+    size
+        Synthetic CT of 512 x 512 x 160 voxels (minutes per pass on a CPU), or of half as many per axis.
+    """
+    from sparseg.benchmark.files import bench_files
+    from sparseg.benchmark.files_report import table_notes, table_rows
+
+    result = _run_volumes(bench_files, size, options or VolumeOptions())
+    _print("sparseg bench files", table_rows(result), table_notes(result), options)
     return 0
 
 
 @app.command
-def windows(
-    *,
-    preset: str = "vit_tiny_p8",
-    model: Path | None = None,
-    size: Literal["full", "half"] = "half",
-    overlap: float = 0.5,
-    json: Path | None = None,
-    pairs: int = 5,
-    warmup: int = 1,
-    threads: int | None = None,
-) -> int:
+def windows(*, size: Literal["full", "half"] = "half", options: VolumeOptions | None = None) -> int:
     """Time all windows of a volume with skipping off and on: sparse, dense patch 8, dense patch 16.
+
+    With --model that model alone.
 
     Parameters
     ----------
-    preset
-        Named model with 14 classes, and the dense models of its size; weights are random.
-    model
-        Model folder to take instead, alone, made by python -m sparseg.benchmark.files_model FOLDER; gives
-        Dice.
     size
         Synthetic CT of 512 x 512 x 160 voxels (minutes per pass on a CPU), or of half as many per axis.
-    overlap
-        Share of the window by which neighbouring windows overlap.
-    json
-        File for the result.
-    pairs
-        Timed rounds; each runs every variant once in every way. Ratios need at least 5.
-    warmup
-        Untimed rounds before.
-    threads
-        CPU threads; default all.
     """
-    from sparseg.benchmark.windows import windows_to_json
+    from sparseg.benchmark.windows import bench_windows
     from sparseg.benchmark.windows_report import table_notes, table_rows
-    from sparseg.cli.output import print_table
 
-    result = windows_to_json(
-        json,
-        preset=preset,
-        model=model,
+    result = _run_volumes(bench_windows, size, options or VolumeOptions())
+    _print("sparseg bench windows", table_rows(result), table_notes(result), options)
+    return 0
+
+
+def _run_volumes(measure: Callable[..., dict[str, Any]], size: str, options: VolumeOptions) -> dict[str, Any]:
+    from sparseg.benchmark.report import run_to_json
+
+    return run_to_json(
+        measure,
+        options.json,
+        preset=options.preset,
+        model=options.model,
         size=size,
-        overlap=overlap,
-        pairs=pairs,
-        warmup=warmup,
-        threads=threads,
+        overlap=options.overlap,
+        pairs=options.pairs,
+        warmup=options.warmup,
+        threads=options.threads,
         on_progress=_say,
     )
-    header, *rows = table_rows(result)
-    print_table("sparseg bench windows", header, rows)
-    sys.stdout.write("\n".join(table_notes(result)) + "\n")
-    if json is not None:
-        sys.stdout.write(f"{json}\n")
-    return 0
+
+
+def _print(
+    title: str, rows: Sequence[Sequence[str]], notes: Sequence[str], options: VolumeOptions | None
+) -> None:
+    from sparseg.cli.output import print_table
+
+    header, *body = rows
+    print_table(title, header, body)
+    sys.stdout.write("\n".join(notes) + "\n")
+    if options is not None and options.json is not None:
+        sys.stdout.write(f"{options.json}\n")
 
 
 def _say(text: str) -> None:
