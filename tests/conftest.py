@@ -1,8 +1,9 @@
-"""Rules for every test: one thread, no network."""
+"""Rules for every test: one thread, no network, Ctrl-C as in a terminal."""
 
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
 from typing import Any
 
@@ -14,6 +15,9 @@ def pytest_configure() -> None:
 
     # At these sizes a second thread only waits, and on a busy machine it waits for minutes.
     torch.set_num_threads(1)
+    # A shell lets its background jobs ignore Ctrl-C, and so would all processes that tests start and interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class NetworkBlockedError(AssertionError):

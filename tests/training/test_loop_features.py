@@ -160,14 +160,9 @@ class TestStopping:
         assert read_progress(tmp_path).step == 2  # type: ignore[union-attr]
 
 
-def test_a_signal_counts_once_and_a_later_one_acts(
-    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def test_a_signal_counts_once_and_a_later_one_acts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("sparseg.training.stopping.time.monotonic", lambda: clock[0])
-    # A shell lets its background jobs ignore SIGINT, and Python leaves it so.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with SignalWatch() as watch:
         os.kill(os.getpid(), signal.SIGTERM)
         clock[0] = 0.5
