@@ -15,7 +15,7 @@ def pytest_configure() -> None:
 
     # At these sizes a second thread only waits, and on a busy machine it waits for minutes.
     torch.set_num_threads(1)
-    # A shell lets its background jobs ignore Ctrl-C, and so would all processes that tests start and interrupt.
+    # A shell lets background jobs ignore Ctrl-C, and so would the processes that tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
