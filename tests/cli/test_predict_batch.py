@@ -40,7 +40,7 @@ def rows(folder):
     ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
 def test_a_signal_ends_cleanly_and_resume_goes_on(sparseg, tmp_path, model_folder, number, code, word):
-    cases = write_cases(tmp_path / "in", 60)
+    cases = write_cases(tmp_path / "in", 300)
     process = start(model_folder, tmp_path)
     first = tmp_path / "out" / "report" / "case_000.json"
     end = time.monotonic() + 90
