@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from sparseg.predict.batch import predict_cases
 from sparseg.predict.case import CaseResult
 from sparseg.predict.inputs import PredictionCase
 from sparseg.volumes.nifti_writer import write_image
@@ -51,3 +53,20 @@ class Notes:
 
     def on_wait(self, num_cases: int) -> None:
         self.events.append(("wait", "", str(num_cases)))
+
+
+def go(predictor, cases, out, **options):
+    """Run; return the notes of the monitor and the errors."""
+    notes = Notes()
+    errors = predict_cases(predictor, cases, out, notes, **options)
+    return notes, errors
+
+
+def names(cases) -> list[str]:
+    """Names of cases."""
+    return [case.name for case in cases]
+
+
+def report(out):
+    """Content of `report.json`."""
+    return json.loads((out / "report.json").read_text())

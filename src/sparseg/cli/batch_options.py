@@ -144,39 +144,15 @@ def device_of_rank(rank: Rank | None, wanted: str) -> str:
 
 @contextmanager
 def ending_cleanly() -> Iterator[None]:
-    """Turn SIGTERM into an orderly end with exit code 143, as Ctrl-C is one with 130.
-
-    An exception that a handler raises within a finalizer or a callback of a library is lost. So both signals
-    are remembered, too: a run that was told to end and did not notice says so at its end.
-    """
+    """Turn SIGTERM into an orderly end with exit code 143, as Ctrl-C is one with 130."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    received: list[int] = []
-    interrupt = signal.getsignal(signal.SIGINT)
-
-    def terminated(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        _terminate(number, frame)
-
-    def interrupted(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if callable(interrupt):
-            interrupt(number, frame)
-
-    old: Callable[[int, FrameType | None], Any] | int | None = signal.signal(signal.SIGTERM, terminated)
-    if callable(interrupt):
-        signal.signal(signal.SIGINT, interrupted)
+    old: Callable[[int, FrameType | None], Any] | int | None = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
-        if signal.SIGTERM in received:
-            raise SystemExit(EXIT_TERMINATED)
-        if received:
-            raise KeyboardInterrupt
     finally:
         signal.signal(signal.SIGTERM, old)
-        if callable(interrupt):
-            signal.signal(signal.SIGINT, interrupt)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -109,6 +109,8 @@ class RunFolder:
         Raises:
             VolumeError: the folder cannot be written to.
         """
+        # Before it, so that a signal right after it finds the reports behind.
+        self._is_behind = True
         write_bytes_atomically(self.row_path(row["case"]), row_bytes(row))
 
     def why_redo(self, case: PredictionCase, input_sha256: str) -> str | None:
