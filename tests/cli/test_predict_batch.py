@@ -56,7 +56,9 @@ def test_a_signal_ends_cleanly_and_resume_goes_on(sparseg, tmp_path, model_folde
     printed = [line.partition(":")[0] for line in out.splitlines()]
     done = [row["case"] for row in rows(tmp_path)]
     labels = sorted(path.name.removesuffix(".nii.gz") for path in (tmp_path / "out").glob("*.nii.gz"))
-    assert sorted(path.name for path in (tmp_path / "out" / "report").iterdir()) == [f"{n}.json" for n in done]
+    assert sorted(path.name for path in (tmp_path / "out" / "report").iterdir()) == [
+        f"{n}.json" for n in done
+    ]
     assert 1 <= len(done) < len(cases)
     for some, more in ((printed, done), (done, labels)):
         assert some == names[: len(some)]

@@ -24,7 +24,7 @@ def test_lists_name_known_rows_only() -> None:
 
 
 def test_unknown_names_are_refused_with_all_that_are_known() -> None:
-    with pytest.raises(ConfigError, match=r"paper, method, peers.*dense_p8.*received 'dense'"):
+    with pytest.raises(ConfigError, match=r"paper, method, beyond, peers.*dense_p8.*received 'dense'"):
         parse_variants("sparse,dense")
 
 

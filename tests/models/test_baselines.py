@@ -90,7 +90,7 @@ def test_a_batch_is_its_cases_one_by_one_and_nothing_is_lost(name: str) -> None:
     assert together.shape[1] == net.token_counts()[0]
     if name in PRUNING:
         counts = net.token_counts()
-        sizes = [counts[i] - counts[i + 1] for i in range(3)] + [counts[-1]]
+        sizes = [before - after for before, after in pairwise(counts)] + [counts[-1]]
         assert [stage.indices.shape[1] for stage in batch.stages] == sizes
 
 

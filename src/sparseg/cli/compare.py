@@ -25,7 +25,7 @@ class Matched:
     Parameters
     ----------
     variants
-        paper, method, peers or peers_tiny (lists), names such as sparse,dense_p8, or a .yaml file of
+        paper, method, beyond, peers or peers_tiny (lists), names such as sparse,dense_p8, or a .yaml file of
         rows, with commas between; default: paper.
     seeds
         Trainings of every variant, with seeds from 0; default: 3.

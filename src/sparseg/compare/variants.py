@@ -40,6 +40,10 @@ LISTS: dict[str, tuple[str, ...]] = {
         ),
         *("mask_token", "last_layer", "nearest", "tome"),
     ),
+    "beyond": (
+        *("sparse", "image", "first", "linear", "fast"),
+        *("dense_p8", "dense_p8_half", "dense_p16"),
+    ),
     "peers": (
         *("sparse", "dense_p8", "dense_p16"),
         *(name for name in _PEERS if not name.endswith("_tiny")),
@@ -49,7 +53,7 @@ LISTS: dict[str, tuple[str, ...]] = {
         *(name for name in _PEERS if name.endswith("_tiny")),
     ),
 }
-_DENSE = ("dense_p8", "dense_p16")
+_DENSE = ("dense_p8", "dense_p8_half", "dense_p16")
 _PARTS = ("preset", "model", "train")
 # A name becomes a folder.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")

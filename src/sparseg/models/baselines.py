@@ -16,22 +16,27 @@ from sparseg.models.counts import merge_ratio_like
 
 Options = dict[str, dict[str, Any]]
 
-_WAYS = (*PUBLISHED_OPTIONS, "scoring", "pruned_tokens", "completion", "merging", "num_merge")
+_WAYS = (*PUBLISHED_OPTIONS, "scoring", "pruned_tokens", "completion", "merging", "num_merge", "decoder")
 # Our defaults, spelt out: a row must not inherit a way of pruning from the preset it is laid over.
 _OURS = {name: SegmenterConfig.model_fields[name].default for name in _WAYS}
 _DENSE = {**_OURS, "pruning_stages": (), "keep_ratio": 1.0, "num_keep": None}
 # What the papers use: Gumbel noise at temperature 1, and lambda_ratio = 2 (Rao et al., section 3.4).
 _GATES = {**_OURS, "scoring": "gates", "temperature": 1.0, "noise_scale": 1.0}
 _RATIO = {"ratio_weight": 2.0}
+# What patches hold, as the labels say, teaches the scores besides the gradient through the tokens.
+_TAUGHT = {"score_weight": 1.0, "score_target": "foreground"}
+# Scores of the image let tokens leave before the first block, all in one step.
+_FIRST = {**_OURS, "scoring": "image", "pruning_stages": (0,), "keep_ratio": 0.25, "num_keep": None}
+_LINEAR = {"completion": "assembly", "assembly_depth": 0}
 
 BASELINES: dict[str, Options] = {
     "sparse": {"model": _OURS},
     "published": {"model": {**_OURS, **PUBLISHED_OPTIONS}},
-    "scored": {"model": _OURS, "selection": {"score_weight": 1.0, "score_target": "foreground"}},
-    "image": {
-        "model": {**_OURS, "scoring": "image"},
-        "selection": {"score_weight": 1.0, "score_target": "foreground"},
-    },
+    "scored": {"model": _OURS, "selection": _TAUGHT},
+    "image": {"model": {**_OURS, "scoring": "image"}, "selection": _TAUGHT},
+    "first": {"model": _FIRST, "selection": _TAUGHT},
+    "linear": {"model": {**_FIRST, **_LINEAR}, "selection": _TAUGHT},
+    "fast": {"model": {**_FIRST, **_LINEAR, "decoder": "half_resolution"}, "selection": _TAUGHT},
     "edge": {"model": _OURS, "selection": {"score_weight": 0.1, "score_target": "boundary"}},
     "random": {"model": {**_OURS, "scoring": "random"}},
     "stride": {"model": {**_OURS, "scoring": "stride"}},
@@ -53,6 +58,7 @@ BASELINES: dict[str, Options] = {
     "nearest": {"model": {**_OURS, "completion": "nearest"}},
     "tome": {"model": {**_DENSE, "merging": "tome", "keep_ratio": 0.75}},
     "dense_p8": {"model": {**_DENSE, "patch_size": 8}},
+    "dense_p8_half": {"model": {**_DENSE, "patch_size": 8, "decoder": "half_resolution"}},
     "dense_p16": {"model": {**_DENSE, "patch_size": 16}},
 }
 

@@ -52,6 +52,7 @@ class SegmenterConfig(Config):
         assembly_num_heads: Their heads; None takes those of the encoder.
         skips: `per_depth` gives each decoder level the grid as it stood at its depth, pruned places filled as
             `completion` fills them; `shared` gives all the completed grid (published).
+        decoder: `unetr`; or `half_resolution`, which convolves at half the image's resolution at most.
         score_transform: Scale of the scores: `standardize`, `log_sigmoid` (published) or `none`.
         soft_topk: Gradient of the selection: `budget_exact` or `gumbel_softmax` (published).
         temperature: Temperature of the soft top-k, in units of the transformed scores.
@@ -89,6 +90,7 @@ class SegmenterConfig(Config):
     assembly_num_heads: int | None = Field(default=None, ge=1)
 
     skips: Literal["per_depth", "shared"] = "per_depth"
+    decoder: Literal["unetr", "half_resolution"] = "unetr"
     score_transform: ScoreTransform = "standardize"
     soft_topk: SoftTopK = "budget_exact"
     temperature: float = Field(default=0.5, gt=0)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sparseg.errors import ShapeError
 from sparseg.layers.recompute import run_part
-from sparseg.shapes import Triple
+from sparseg.shapes import Triple, as_triple
 
 NUM_LEVELS = 4
 
@@ -66,12 +66,13 @@ class SkipPath(nn.Module):
         self.num_pools = num_pools
         self.init: nn.Module
         if up_steps:
-            self.init = _transposed(in_channels, out_channels, up_steps[0])
+            self.init = up_convolution(in_channels, out_channels, up_steps[0])
         else:
-            self.init = _residual(in_channels, out_channels)
+            self.init = residual_block(in_channels, out_channels)
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                _transposed(out_channels, out_channels, step), _residual(out_channels, out_channels)
+                up_convolution(out_channels, out_channels, step),
+                residual_block(out_channels, out_channels),
             )
             for step in up_steps[1:]
         )
@@ -91,8 +92,8 @@ class UpBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, step: Triple) -> None:
         super().__init__()
-        self.transp_conv = _transposed(in_channels, out_channels, step)
-        self.conv_block = _residual(2 * out_channels, out_channels)
+        self.transp_conv = up_convolution(in_channels, out_channels, step)
+        self.conv_block = residual_block(2 * out_channels, out_channels)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         """Coarse features and the skip of the next finer level -> features of that level."""
@@ -131,11 +132,10 @@ class UNETRDecoder(nn.Module):
         super().__init__()
         self.recompute = False
         steps = level_strides(patch_size)
-        self.steps = steps
         self.patch_size = patch_size
         self.grid_level = max(edge.bit_length() - 1 for edge in patch_size)
         widths = [feature_size * 2**level for level in range(NUM_LEVELS)]
-        self.encoder1 = _residual(in_channels, feature_size)
+        self.encoder1 = residual_block(in_channels, feature_size)
         self.skip_paths = nn.ModuleList(
             SkipPath(
                 embed_dim,
@@ -170,7 +170,7 @@ class UNETRDecoder(nn.Module):
         Raises:
             ShapeError: the window is so small that a level would hold a single voxel.
         """
-        self._check(final)
+        require_two_voxels(as_triple(final.shape[2:], name="grid"), self.patch_size, NUM_LEVELS - 1)
         maps = [run_part(self.encoder1, image, recompute=self.recompute)]
         for path, skip in zip(self.skip_paths, skips, strict=True):
             maps.append(run_part(path, skip, recompute=self.recompute))
@@ -187,29 +187,42 @@ class UNETRDecoder(nn.Module):
         # levels[-1] is level 0, so level 1 stands before it.
         return [logits, *(out(levels[-2 - number]) for number, out in enumerate(self.deep_outs))]
 
-    def _check(self, final: Tensor) -> None:
-        """Instance norm needs more than one voxel at level 3, the coarsest that is normed."""
-        edges = [int(edge) for edge in final.shape[2:]]
-        for _ in range(self.grid_level, NUM_LEVELS - 1):
-            edges = [(edge + 1) // 2 for edge in edges]
-        if self.grid_level == NUM_LEVELS:
-            edges = [edge * step for edge, step in zip(edges, self.steps[-1], strict=True)]
-        if max(edges) == 1:
-            raise ShapeError(
-                f"the window must hold at least {2 * 2 ** max(0, 3 - self.grid_level)} patches on one axis",
-                received=tuple(int(e * p) for e, p in zip(final.shape[2:], self.patch_size, strict=True)),
-                remedy="use a larger roi_size",
-            )
+
+def require_two_voxels(grid: Triple, patch_size: Triple, level: int) -> None:
+    """Instance norm needs more than one voxel at the coarsest level that is normed.
+
+    Args:
+        grid: Patches per axis of the window.
+        patch_size: Patch edges.
+        level: That level; the token grid is no more than one step coarser.
+
+    Raises:
+        ShapeError: it has one.
+    """
+    steps, grid_level = level_strides(patch_size), max(edge.bit_length() - 1 for edge in patch_size)
+    edges = list(grid)
+    for _ in range(grid_level, level):
+        edges = [(edge + 1) // 2 for edge in edges]
+    if level < grid_level:
+        edges = [edge * step for edge, step in zip(edges, steps[level], strict=True)]
+    if max(edges) == 1:
+        raise ShapeError(
+            f"the window must hold at least {2 * 2 ** max(0, level - grid_level)} patches on one axis",
+            received=tuple(n * edge for n, edge in zip(grid, patch_size, strict=True)),
+            remedy="use a larger roi_size",
+        )
 
 
-def _residual(in_channels: int, out_channels: int) -> nn.Module:
+def residual_block(in_channels: int, out_channels: int) -> nn.Module:
+    """Two 3³ convolutions with instance norm beside an identity or a 1³ convolution (MONAI's)."""
     block: nn.Module = UnetResBlock(
         3, in_channels, out_channels, kernel_size=3, stride=1, norm_name="instance"
     )
     return block
 
 
-def _transposed(in_channels: int, out_channels: int, step: Triple) -> nn.Module:
+def up_convolution(in_channels: int, out_channels: int, step: Triple) -> nn.Module:
+    """Up-sampling by kernel = stride = step."""
     layer: nn.Module = get_conv_layer(
         3, in_channels, out_channels, kernel_size=step, stride=step, conv_only=True, is_transposed=True
     )

@@ -16,7 +16,7 @@ from sparseg.errors import ShapeError
 from sparseg.layers.block import Block
 from sparseg.models.completion import make_completion
 from sparseg.models.config import SegmenterConfig
-from sparseg.models.decoder import UNETRDecoder
+from sparseg.models.decoders import make_decoder
 from sparseg.models.encoder import EncoderOutput, SparseEncoder, grid_map
 from sparseg.models.initial import init_like_vit
 from sparseg.models.network import Network
@@ -104,14 +104,7 @@ class SparseUNETR(Network):
         self.config: SegmenterConfig = config
         self.encoder = SparseEncoder(config)
         self.assembler = make_completion(config) if config.pruning_stages else None
-        self.decoder = UNETRDecoder(
-            config.in_channels,
-            config.num_classes,
-            config.embed_dim,
-            feature_size=config.feature_size,
-            patch_size=config.patch_size,
-            deep_supervision=config.deep_supervision,
-        )
+        self.decoder = make_decoder(config)
         init_like_vit(self)
 
     def token_counts(
