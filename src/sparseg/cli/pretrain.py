@@ -71,8 +71,10 @@ def pretrain(
     from sparseg.cli.output import progress_bar
     from sparseg.cli.settings import given_flags
     from sparseg.training import ranks
+    from sparseg.training.allocator import keep_freed_memory
     from sparseg.training.pretrain import start
 
+    keep_freed_memory()
     given = given_flags(preset=preset, max_steps=max_steps, max_minutes=max_minutes, seed=seed)
     if mask_ratio is not None:
         given["autoencoder"] = {"mask_ratio": mask_ratio}

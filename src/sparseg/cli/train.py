@@ -123,7 +123,9 @@ def train(
     from sparseg.cli.live import Watcher
     from sparseg.cli.output import progress_bar
     from sparseg.training import ranks, start
+    from sparseg.training.allocator import keep_freed_memory
 
+    keep_freed_memory()
     length, data, origin = length or Length(), data or Data(), origin or Origin()
     with ranks.joined(), progress_bar(visible=ranks.rank() == 0) as bar:
         watcher = Watcher(bar, muted=ranks.rank() > 0)
