@@ -26,7 +26,7 @@ _RATIO = {"ratio_weight": 2.0}
 # What patches hold, as the labels say, teaches the scores besides the gradient through the tokens.
 _TAUGHT = {"score_weight": 1.0, "score_target": "foreground"}
 # Scores of the image let tokens leave before the first block, all in one step.
-_FIRST = {**_OURS, "scoring": "image", "pruning_stages": (0,), "keep_ratio": 0.25, "num_keep": None}
+_FIRST = {**_OURS, "scoring": "image", "pruning_stages": (0,), "keep_ratio": 0.15, "num_keep": None}
 _LINEAR = {"completion": "assembly", "assembly_depth": 0}
 
 BASELINES: dict[str, Options] = {
