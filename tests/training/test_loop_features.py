@@ -17,13 +17,14 @@ from torch import Tensor
 from sparseg.checkpoints.folder import load_model
 from sparseg.datasets.facts import CaseFacts
 from sparseg.errors import NumericsError, ResourceError
-from sparseg.training import log
+from sparseg.training import log, loop
 from sparseg.training.batches import crop_numbers
 from sparseg.training.data import open_dataset
 from sparseg.training.faults import explain_faults
 from sparseg.training.loop import Run
 from sparseg.training.network import average_of
 from sparseg.training.ranks import seed_step
+from sparseg.training.selection import step_draw
 from sparseg.training.start import train
 from sparseg.training.state import FOLDER, read_progress
 from sparseg.training.stopping import Reason, SignalWatch
@@ -239,6 +240,16 @@ def test_selection_is_logged_and_can_be_supervised(dataset: Path, tmp_path: Path
     assert stats["kept/3/foreground"] == 1.0
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path))
     assert run.progress.skipped == 0
+
+
+def test_elastic_steps_keep_different_numbers_of_tokens(dataset: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "SELECTION_EVERY", 1)
+    ratios = (0.25, 0.5, 1.0)
+    run, _ = run_toy(dataset, tmp_path, selection={"elastic_keep": ratios}, max_steps=8)
+    found = [row["selection"]["tokens/1"] for row in rows(tmp_path) if "selection" in row]
+    wanted = [64 * ratios[int(step_draw(run.config.seed, step) * 3)] for step in range(8)]
+    assert found == wanted
+    assert len(set(found)) == 3
 
 
 def test_deep_supervision_and_recomputation_train(dataset: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from sparseg.training.selection import (
     protected_patches,
     score_loss,
     selection_at,
+    step_draw,
     wanted_patches,
 )
 from sparseg.training.selection_config import SelectionConfig
@@ -149,6 +151,23 @@ def test_warm_up_never_keeps_less_than_the_model() -> None:
     assert counted == (0.5, 0.4, 0.4)
 
 
+def test_elastic_steps_take_each_ratio_equally_often_and_the_same_in_every_process() -> None:
+    config, sparse = SelectionConfig(elastic_keep=(0.1, 0.5, 1.0)), model(keep_ratio=(0.5, 0.25, 0.1))
+    draws = [step_draw(3, step) for step in range(3000)]
+    seen = Counter(selection_at(config, sparse, 0.5, draw=draw).keep_ratios for draw in draws)
+    assert set(seen) == {(0.1,) * 3, (0.5,) * 3, (1.0,) * 3}
+    assert min(seen.values()) > 900
+    assert draws[:5] == [step_draw(3, step) for step in range(5)] != [step_draw(4, step) for step in range(5)]
+    assert selection_at(config, model(pruning_stages=()), 0.5, draw=0.9).keep_ratios is None
+
+
+def test_elastic_steps_of_the_warm_up_keep_no_less_than_it() -> None:
+    config = SelectionConfig(elastic_keep=(0.1, 0.5), warmup_share=0.5, warmup_levels=2)
+    moments = itertools.product((0.0, 0.3, 0.6), (0.0, 0.9))
+    seen = [selection_at(config, model(), at, draw=draw).keep_ratios for at, draw in moments]
+    assert [ratios[0] for ratios in seen if ratios] == [1.0, 1.0, 0.55, 0.75, 0.1, 0.5]
+
+
 def test_selection_at_protects_small_structures() -> None:
     target = torch.zeros(2, 1, 16, 16, 16, dtype=torch.int64)
     target[0, 0, :2, :2, :2] = 1  # patch 0
@@ -251,6 +270,7 @@ def test_score_target_chooses_the_patches() -> None:
         {"warmup_share": 1.5},
         {"warmup_keep": 0.0},
         {"warmup_levels": 0},
+        {"elastic_keep": (0.5, 0.0)},
         {"score_weight": -1.0},
         {"score_target": "edges"},
         {"protect_min_patches": -1},
@@ -258,5 +278,5 @@ def test_score_target_chooses_the_patches() -> None:
     ],
 )
 def test_wrong_settings_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=rf"^train: {next(iter(values))}: "):
+    with pytest.raises(ConfigError, match=rf"^train: {next(iter(values))}(\.1)?: "):
         parse_config(SelectionConfig, values, where="train")

@@ -244,6 +244,7 @@ class Run:
                 image,
                 target.to(device, non_blocking=True),
                 self._share_done(),
+                step=self.progress.step,
                 with_stats=self.progress.step % SELECTION_EVERY == 0,
             )
         self.selection += [stats] if stats else []

@@ -18,6 +18,7 @@ from sparseg.training.selection import (
     ratio_loss,
     score_loss,
     selection_at,
+    step_draw,
     wanted_patches,
 )
 from sparseg.training.selection_stats import selection_stats
@@ -50,6 +51,7 @@ class Objective:
         target: Tensor,
         progress: float,
         *,
+        step: int = 0,
         with_stats: bool = False,
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of a batch, and statistics of the selection (empty unless asked for).
@@ -59,12 +61,14 @@ class Objective:
             image: `[B,C,H,W,D]`.
             target: Ids `[B,1,H,W,D]`, or masks `[B,R,H,W,D]` of regions.
             progress: Share of the run that is over.
+            step: Number of the step, which decides its elastic keep ratio.
             with_stats: Whether to compute the statistics.
         """
         if self.sparse is None:
             return self.loss(network(image), target), {}
         settings = self.config.selection
-        choice = selection_at(settings, self.sparse, progress, target)
+        draw = step_draw(self.config.seed, step)
+        choice = selection_at(settings, self.sparse, progress, target, draw=draw)
         logits, _, decisions = network(image, return_selection=True, selection=choice)
         loss = self.loss(logits, target)
         patch, outputs = self.sparse.patch_size, self.sparse.num_classes

@@ -7,6 +7,7 @@ patches in row-major grid order.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -41,7 +42,12 @@ class PatchTargets(NamedTuple):
 
 
 def selection_at(
-    config: SelectionConfig, model_config: SegmenterConfig, progress: float, target: Tensor | None = None
+    config: SelectionConfig,
+    model_config: SegmenterConfig,
+    progress: float,
+    target: Tensor | None = None,
+    *,
+    draw: float = 0.0,
 ) -> Selection:
     """Selection settings of one training step.
 
@@ -50,6 +56,7 @@ def selection_at(
         model_config: The network's.
         progress: Share of the run that is over, 0 to 1.
         target: Labels of the batch; only needed where patches are protected.
+        draw: From 0 to below 1, the place of the step's keep ratio among the elastic ones.
     """
     protected = None
     if target is not None and config.protect_min_patches and model_config.pruning_stages:
@@ -57,7 +64,7 @@ def selection_at(
         protected = protected_patches(targets.classes, config.protect_min_patches)
     return Selection(
         temperature=temperature_at(config, model_config.temperature, progress),
-        keep_ratios=keep_ratios_at(config, model_config, progress),
+        keep_ratios=keep_ratios_at(config, model_config, progress, draw),
         protected=protected,
     )
 
@@ -73,22 +80,30 @@ def temperature_at(config: SelectionConfig, default: float, progress: float) -> 
     return start + (end - start) * way
 
 
+def step_draw(seed: int, step: int) -> float:
+    """A number from 0 to below 1 for each step of a run, the same in all its processes."""
+    return random.Random(f"{seed}/{step}").random()
+
+
 def keep_ratios_at(
-    config: SelectionConfig, model_config: SegmenterConfig, progress: float
+    config: SelectionConfig, model_config: SegmenterConfig, progress: float, draw: float = 0.0
 ) -> tuple[float, ...] | None:
     """Keep ratio of each stage at `progress`; None once (or where) the model's own apply.
 
     Level j of n levels, j = floor(n · progress / warmup_share), lies j/n of the way from `warmup_keep` to the
-    model's ratio. No stage ever keeps less than the model's ratio.
+    ratio of the step: the model's, or the elastic one at place `draw`. No stage ever keeps less than that.
     """
-    progress = max(progress, 0.0)
-    if progress >= config.warmup_share or not model_config.pruning_stages:
+    progress, elastic, stages = max(progress, 0.0), config.elastic_keep, len(model_config.pruning_stages)
+    if not stages:
         return None
+    own = (elastic[int(draw * len(elastic))],) * stages if elastic else None
+    if progress >= config.warmup_share:
+        return own
     level = math.floor(config.warmup_levels * progress / config.warmup_share)
     way = level / config.warmup_levels
     return tuple(
         max(own, round(config.warmup_keep + (own - config.warmup_keep) * way, 4))
-        for own in _own_ratios(model_config)
+        for own in own or _own_ratios(model_config)
     )
 
 

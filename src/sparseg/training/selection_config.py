@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,8 @@ class SelectionConfig(Config):
         warmup_keep: Keep ratio of every stage at the start of that warm-up.
         warmup_levels: Number of equal steps from there to the model's keep ratios; few, since every change of
             the token counts makes a compiled model compile again.
+        elastic_keep: Keep ratios of which every step takes one at random, for all stages; empty takes the
+            model's own. One model then serves all of them (`predict --keep-ratio`, `sparseg calibrate`).
         score_weight: Weight of the supervised score loss; 0 switches it off.
         score_target: Which patches the score loss wants ahead: those holding a label `boundary`, or any
             `foreground`.
@@ -40,6 +42,7 @@ class SelectionConfig(Config):
     warmup_share: float = Field(default=0.0, ge=0, le=1)
     warmup_keep: float = Field(default=1.0, gt=0, le=1)
     warmup_levels: int = Field(default=5, ge=1)
+    elastic_keep: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     score_weight: float = Field(default=0.0, ge=0)
     score_target: Literal["boundary", "foreground"] = "boundary"
     ratio_weight: float = Field(default=0.0, ge=0)
