@@ -15,6 +15,7 @@ from sparseg.models.peer_config import PeerConfig
 from sparseg.models.presets import PRESETS
 from sparseg.preprocessing.config import CTIntensity, MRIntensity, PreprocessConfig
 from sparseg.training.config import AugmentConfig, OptimizerConfig, TrainConfig
+from sparseg.training.distill_config import DistillConfig
 from sparseg.training.loss_config import LossConfig
 from sparseg.training.pretrain.config import CropConfig, PretrainConfig
 from sparseg.training.sampling_config import SamplingConfig
@@ -29,6 +30,7 @@ SECTIONS: list[tuple[str, str, type[Config]]] = [
     ("preprocess.intensity, kind: ct", "", CTIntensity),
     ("preprocess.intensity, kind: mr", "", MRIntensity),
     ("loss", "what is minimised", LossConfig),
+    ("distill", "what a sparse network learns from a dense one", DistillConfig),
     ("selection", "how tokens are chosen while training", SelectionConfig),
     ("sampling", "where crops are cut", SamplingConfig),
     ("augment", "random changes to each training crop", AugmentConfig),

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock
 from torch import Tensor, nn
 
-from sparseg.checkpoints.adapters_common import count_blocks, load_exactly, rename, shape_of, unwrap
+from sparseg.checkpoints.adapters_common import (
+    count_blocks,
+    load_exactly,
+    read_foreign_state,
+    rename,
+    shape_of,
+    unwrap,
+)
 from sparseg.checkpoints.adapters_encoder import AdapterReport, load_encoder
 from sparseg.checkpoints.key_tables import (
     MONAI_DROPPED,
@@ -21,7 +29,7 @@ from sparseg.checkpoints.key_tables import (
 )
 from sparseg.errors import CheckpointError
 from sparseg.models.segmenter import SparseUNETR
-from sparseg.shapes import Triple, as_triple
+from sparseg.shapes import Triple, as_triple, num_tokens, token_grid
 
 if TYPE_CHECKING:  # importing it for real loads every network of MONAI
     from monai.networks.nets.unetr import UNETR
@@ -29,6 +37,8 @@ if TYPE_CHECKING:  # importing it for real loads every network of MONAI
 _WHERE = "monai UNETR"
 _PATCH = 16
 _DEPTH = 12
+_NORM_EPS = 1e-5
+_POSITION = "vit.patch_embedding.position_embeddings"
 
 
 def from_monai_unetr(net: UNETR) -> SparseUNETR:
@@ -46,8 +56,51 @@ def from_monai_unetr(net: UNETR) -> SparseUNETR:
         CheckpointError: no UNETR, or one with options that this network does not have.
     """
     _check_unetr(net)
-    state = dict(net.state_dict())
-    roi_size = as_triple([_PATCH * int(edge) for edge in net.feat_size], name="roi_size")
+    return _convert(
+        dict(net.state_dict()),
+        as_triple([_PATCH * int(edge) for edge in net.feat_size], name="roi_size"),
+        num_heads=net.vit.blocks[0].attn.num_heads,
+        norm_eps=net.vit.norm.eps,
+    )
+
+
+def read_monai_unetr(
+    path: Path, *, roi_size: Triple | None = None, num_heads: int | None = None
+) -> SparseUNETR:
+    """Read the weights of MONAI's `UNETR` from a file; see `from_monai_unetr`.
+
+    Args:
+        path: File with a `state_dict`; no code from it is run.
+        roi_size: Its window in voxels; None takes a cube.
+        num_heads: Its attention heads, which the weights do not show; None takes 64 channels each.
+
+    Raises:
+        CheckpointError: not readable, no UNETR, or sizes that do not fit.
+    """
+    state = read_foreign_state(path)
+    if _POSITION not in state:
+        raise CheckpointError(
+            "the file must hold the weights of MONAI's UNETR",
+            received=f"names such as {', '.join(list(state)[:3])}",
+            remedy="save its state_dict() with torch.save",
+            where=path,
+            code="sparsify-source",
+        )
+    _, length, width = shape_of(state, _POSITION, 3, where=str(path))
+    roi_size = roi_size or as_triple(_PATCH * round(length ** (1 / 3)), name="roi_size")
+    num_heads = num_heads or max(width // 64, 1)
+    if num_tokens(token_grid(roi_size, as_triple(_PATCH, name="patch_size"))) != length or width % num_heads:
+        raise CheckpointError(
+            f"window and heads must fit its {length} tokens of patch {_PATCH} and its width {width}",
+            received=f"window {'x'.join(map(str, roi_size))}, {num_heads} heads",
+            remedy="give those it was built with: --set model.roi_size=[...] --set model.num_heads=...",
+            where=path,
+            code="sparsify-source",
+        )
+    return _convert(state, roi_size, num_heads=num_heads, norm_eps=_NORM_EPS)
+
+
+def _convert(state: dict[str, Tensor], roi_size: Triple, *, num_heads: int, norm_eps: float) -> SparseUNETR:
     state = _as_convolution(state, "vit.", as_triple(_PATCH, name="patch_size"))
     width, channels, *_ = shape_of(state, "vit.patch_embedding.patch_embeddings.weight", 5, where=_WHERE)
     hidden, _ = shape_of(state, "vit.blocks.0.mlp.linear1.weight", 2, where=_WHERE)
@@ -58,13 +111,13 @@ def from_monai_unetr(net: UNETR) -> SparseUNETR:
         patch_size=_PATCH,
         embed_dim=width,
         depth=count_blocks(state, "vit.blocks."),
-        num_heads=net.vit.blocks[0].attn.num_heads,
+        num_heads=num_heads,
         feature_size=shape_of(state, "encoder1.layer.conv1.conv.weight", 5, where=_WHERE)[0],
         pruning_stages=(),
         mlp_ratio=hidden / width,
         qkv_bias="vit.blocks.0.attn.qkv.bias" in state,
         class_token=False,
-        norm_eps=net.vit.norm.eps,
+        norm_eps=norm_eps,
         skips="per_depth",
     )
     load_exactly(converted, rename(state, MONAI_UNETR, MONAI_UNUSED), MONAI_UNETR, where=_WHERE)

@@ -151,12 +151,12 @@ def train(
             on_size=watcher.on_size,
             on_case=watcher.on_prepared,
         )
-    return _finish(
+    return finish(
         run, reason, received, f"{ranks.launch_command()}sparseg train {dataset} --out {out} --resume"
     )
 
 
-def _finish(run: Run, reason: Reason, received: int | None, command: str) -> int:
+def finish(run: Run, reason: Reason, received: int | None, command: str) -> int:
     """Say how far the run came, and return the exit code: 128 + signal for Ctrl-C and SIGTERM, else 0."""
     done, best = run.progress, run.progress.best_dice
     if run.accelerator.is_main_process:
@@ -214,7 +214,7 @@ def _order(
         settings = _resumed(out, given, others, length.extend)
     else:
         settings = combine_settings(load_settings(config), set_, given, where=config)
-    found, facts = _open(dataset, watcher, data.skip_bad)
+    found, facts = open_for_training(dataset, watcher, data.skip_bad)
     if resume or is_restart or config is not None:
         return _Order(found, facts, settings, {}, resume or is_restart)
     plan = plan_for_device(found, facts, preset, set_)
@@ -222,7 +222,7 @@ def _order(
     return _Order(found, facts, settings, {"plan.yaml": plan.to_yaml()}, resume=False)
 
 
-def _open(path: Path, watcher: Watcher, skip_bad: bool) -> tuple[Dataset, list[CaseFacts]]:
+def open_for_training(path: Path, watcher: Watcher, skip_bad: bool) -> tuple[Dataset, list[CaseFacts]]:
     """The dataset and what its cases measure; says what it was read as."""
     from sparseg.training.data import open_dataset
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from sparseg.config import Config
 from sparseg.preprocessing.config import PreprocessConfig
+from sparseg.training.distill_config import DistillConfig
 from sparseg.training.loss_config import LossConfig
 from sparseg.training.sampling_config import SamplingConfig
 from sparseg.training.selection_config import SelectionConfig
@@ -91,6 +92,7 @@ class TrainConfig(Config):
         preprocess: None takes the modality's intensity mapping and the median spacing of the training cases.
         loss: See below.
         selection: See below.
+        distill: See below.
         sampling: See below.
         augment: See below.
         optimizer: See below.
@@ -131,6 +133,7 @@ class TrainConfig(Config):
     preprocess: PreprocessConfig | None = None
     loss: LossConfig = LossConfig()
     selection: SelectionConfig = SelectionConfig()
+    distill: DistillConfig = DistillConfig()
     sampling: SamplingConfig = SamplingConfig()
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

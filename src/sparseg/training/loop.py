@@ -52,6 +52,7 @@ from sparseg.training.sharding import (
 )
 from sparseg.training.state import Progress, State, load_state, save_state
 from sparseg.training.stopping import Reason, SignalWatch, is_stale
+from sparseg.training.teacher import find_teacher, take_over
 from sparseg.training.validate import validate
 
 logger = logging.getLogger("sparseg")
@@ -65,7 +66,8 @@ class Run:
         dataset: Names, labels and regions.
         data: Prepared cases.
         config: Settings.
-        folder: Run folder; holds best/, last/, state/, log.jsonl, progress.png.
+        folder: Run folder; holds best/, last/, state/, log.jsonl, progress.png; with a teacher/ in it the
+            network starts from the teacher's weights.
         monitor: Watches the run.
         init: Pre-training, model or foreign checkpoint whose encoder the network starts from.
     """
@@ -95,6 +97,9 @@ class Run:
         net = make_network(dataset, config)
         self.model_config = net.config
         self.init_report = None if init is None else load_encoder_init(net, init)
+        teacher = find_teacher(folder, config.distill)
+        if teacher is not None:
+            take_over(net, teacher)
         net.set_activation_checkpointing(config.activation_checkpointing)
         if config.channels_last:
             net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -102,7 +107,7 @@ class Run:
         self.ema = average_of(self.plain_net, config.ema_decay)
         # In place, so that names of weights stay what they are; the average is never compiled.
         compile_parts(self.plain_net, config.compile)
-        self.objective = Objective(net.config, config, dataset, data.training)
+        self.objective = Objective(net.config, config, dataset, data.training, teacher)
         self.selection: list[dict[str, float]] = []  # statistics of this step's batches
         self.progress = Progress()
         self.reporter: Reporter | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparseg.datasets.cache import CachedCase
 from sparseg.datasets.dataset import Dataset
 from sparseg.models.config import SegmenterConfig
-from sparseg.models.network import NetworkConfig
+from sparseg.models.network import Network, NetworkConfig
 from sparseg.training.config import TrainConfig
 from sparseg.training.losses import make_loss
 from sparseg.training.selection import (
@@ -22,6 +22,7 @@ from sparseg.training.selection import (
     wanted_patches,
 )
 from sparseg.training.selection_stats import selection_stats
+from sparseg.training.teacher import Teacher
 
 
 class Objective:
@@ -32,10 +33,16 @@ class Objective:
         config: Settings of the run.
         dataset: Classes or regions.
         cases: Training cases, for class weights by frequency.
+        teacher: A network whose logits are learnt from besides; None has none.
     """
 
     def __init__(
-        self, model: NetworkConfig, config: TrainConfig, dataset: Dataset, cases: Sequence[CachedCase]
+        self,
+        model: NetworkConfig,
+        config: TrainConfig,
+        dataset: Dataset,
+        cases: Sequence[CachedCase],
+        teacher: Network | None = None,
     ) -> None:
         # What selects tokens; None has none to select.
         self.sparse = model if isinstance(model, SegmenterConfig) and model.pruning_stages else None
@@ -43,6 +50,13 @@ class Objective:
         self.loss = make_loss(
             config.loss, regions=bool(dataset.regions), num_voxels=voxels_per_output(dataset, cases)
         )
+
+        self.teacher: Teacher | None = None
+        if teacher is not None and config.distill.weight:
+            self.teacher = Teacher(teacher, config.distill, regions=bool(dataset.regions))
+
+    def _taught(self, logits: Tensor | list[Tensor], image: Tensor) -> Tensor | float:
+        return 0.0 if self.teacher is None else self.teacher.loss(logits, image)
 
     def __call__(
         self,
@@ -65,12 +79,13 @@ class Objective:
             with_stats: Whether to compute the statistics.
         """
         if self.sparse is None:
-            return self.loss(network(image), target), {}
+            logits = network(image)
+            return self.loss(logits, target) + self._taught(logits, image), {}
         settings = self.config.selection
         draw = step_draw(self.config.seed, step)
         choice = selection_at(settings, self.sparse, progress, target, draw=draw)
         logits, _, decisions = network(image, return_selection=True, selection=choice)
-        loss = self.loss(logits, target)
+        loss = self.loss(logits, target) + self._taught(logits, image)
         patch, outputs = self.sparse.patch_size, self.sparse.num_classes
         if settings.score_weight:
             wanted = wanted_patches(patch_targets(target, patch, outputs), settings)
