@@ -15,9 +15,10 @@ _OF_THE_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_
 def keep_freed_memory() -> bool:
     """Let this process keep freed memory for itself until it ends.
 
-    Otherwise the system maps, clears and unmaps the pages of every large tensor anew. On a CPU a training
-    step takes a fifth to a quarter less time without (benchmarks/2026-11-22-allocator.md); the peak is the
-    same. To be called once, before training, by a process whose main work that is.
+    Otherwise the system maps, clears and unmaps the pages of every large tensor anew. Without that a step on
+    two CPU threads took 0.6 of the time, and the peak of memory was 15 to 25 % higher
+    (benchmarks/2026-11-22-allocator.json). To be called once, before training, by a process whose main work
+    that is.
 
     Returns:
         Whether it was done; not with another C library than glibc, or where the environment already tunes it.
