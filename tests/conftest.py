@@ -1,4 +1,4 @@
-"""Rules for every test: one thread, no network, Ctrl-C as in a terminal."""
+"""Rules for every test: one thread, no network, Ctrl-C as in a terminal, memory given back."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ def _stays_here(family: int, address: Any) -> bool:
         return ipaddress.ip_address(str(host).partition("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+@pytest.fixture(autouse=True)
+def _default_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that trains does not change the memory of the process for those that measure it."""
+    monkeypatch.setattr("sparseg.training.allocator.keep_freed_memory", lambda: False)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from sparseg.cli.main import run as run_command
 from sparseg.training import allocator
+from sparseg.training.allocator import keep_freed_memory
 
 # Pages that the system maps anew for each of 20 large blocks, freed before the next is taken; the first few,
 # which come before the heap has grown, do not count.
@@ -55,4 +57,13 @@ def test_what_the_user_set_stays():
 
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(allocator.platform, "libc_ver", lambda: ("", ""))
-    assert allocator.keep_freed_memory() is False
+    assert keep_freed_memory() is False
+
+
+def test_every_command_that_trains_does_it(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: calls.append(1))
+    none, out = str(tmp_path / "none"), str(tmp_path / "out")
+    for command in (["train", none], ["pretrain", none], ["sparsify", none, none]):
+        assert run_command([*command, "--out", out]) == 2
+    assert len(calls) == 3

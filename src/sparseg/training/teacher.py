@@ -100,9 +100,8 @@ def take_over(student: nn.Module, teacher: nn.Module) -> list[str]:
     Raises:
         ConfigError: a weight of the teacher that has no place.
     """
-    state = teacher.state_dict()
-    places = {name: value.shape for name, value in student.state_dict().items()}
-    homeless = [name for name, value in state.items() if places.get(name) != value.shape]
+    state, own = teacher.state_dict(), student.state_dict()
+    homeless = [name for name, value in state.items() if name not in own or own[name].shape != value.shape]
     if homeless:
         raise ConfigError(
             "a network taught by another must have all of its weights",
@@ -110,8 +109,8 @@ def take_over(student: nn.Module, teacher: nn.Module) -> list[str]:
             remedy="give it the sizes of its teacher",
             code="sparsify-sizes",
         )
-    student.load_state_dict(state, strict=False)
-    fresh = (name for name in places if name not in state)
+    student.load_state_dict({**own, **state})
+    fresh = (name for name in own if name not in state)
     return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in fresh))
 
 
