@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import signal
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,10 +37,15 @@ def _stays_here(family: int, address: Any) -> bool:
         return False
 
 
-@pytest.fixture(autouse=True)
-def _default_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that trains does not change the memory of the process for those that measure it."""
-    monkeypatch.setattr("sparseg.training.allocator.keep_freed_memory", lambda: False)
+@pytest.fixture(scope="session", autouse=True)
+def _default_allocator() -> Iterator[None]:
+    """A test that trains does not change the memory of the process for those that measure it.
+
+    For the session, since fixtures of modules train too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparseg.training.allocator.keep_freed_memory", lambda: False)
+        yield
 
 
 @pytest.fixture(autouse=True)

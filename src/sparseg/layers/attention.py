@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparseg.layers.rotary import rotate
+
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax(q kᵀ / sqrt(d)) v, written out. The reference for the fused kernel; memory grows with n²."""
@@ -76,33 +78,47 @@ class Attention(nn.Module):
         dim: Embedding width E, a multiple of `num_heads`.
         num_heads: Number of heads.
         qkv_bias: Whether the combined projection has a bias.
+        inner_norm_eps: Epsilon of a LayerNorm between attention and output projection (EVA-02); None has
+            none.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, *, qkv_bias: bool = True, inner_norm_eps: float | None = None
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.norm = nn.Identity() if inner_norm_eps is None else nn.LayerNorm(dim, eps=inner_norm_eps)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, n, E] -> [B, n, E]."""
         return self.attend(x).out
 
-    def attend(self, x: Tensor, bias: Tensor | None = None, keep: Tensor | None = None) -> Attended:
+    def attend(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        keep: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Attended:
         """Attention with what some ways of pruning and merging need.
 
         Args:
             x: `[B, n, E]`.
             bias: `[B, n]` added to the products of every query with that key, or None.
             keep: `[B, n]`, 0 or 1, see `masked_attention`; or None. Only one of the two may be given.
+            places: `[2, B, n, E/heads]`, angles of rotary positions (`sparseg.layers.rotary`), or None.
         """
         q, k, v = self.split_heads(self.qkv(x))
+        if places is not None:
+            q, k = rotate(q, places), rotate(k, places)
         if keep is not None:
             out = masked_attention(q, k, v, keep)
         else:
             mask = None if bias is None else bias[:, None, None, :].to(q.dtype)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return Attended(self.proj(out.transpose(1, 2).flatten(2)), q, k)
+        return Attended(self.proj(self.norm(out.transpose(1, 2).flatten(2))), q, k)
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, n, 3E] -> q, k, v, each [B, heads, n, E/heads]."""

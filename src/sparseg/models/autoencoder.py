@@ -20,6 +20,7 @@ from sparseg.config import Config
 from sparseg.errors import ShapeError
 from sparseg.layers.block import Block
 from sparseg.layers.position import resize_position, sine_cosine_position
+from sparseg.layers.rotary import take_places
 from sparseg.models.config import SegmenterConfig
 from sparseg.models.encoder import SparseEncoder
 from sparseg.shapes import Triple, num_tokens, token_grid
@@ -30,7 +31,7 @@ _TARGET_EPS = 1e-6
 # What decides the encoder's weights; pruning, assembly and decoder belong to the segmenter.
 _ENCODER_FIELDS = (
     *("in_channels", "roi_size", "patch_size", "embed_dim", "depth", "num_heads"),
-    *("mlp_ratio", "qkv_bias", "class_token", "norm_eps", "drop_path"),
+    *("block", "mlp_ratio", "qkv_bias", "class_token", "norm_eps", "drop_path"),
 )
 
 
@@ -145,8 +146,10 @@ class MaskedAutoencoder(nn.Module):
         if encoder.cls_token is not None:
             class_token = encoder.cls_token + encoder.pos_embed[:, :1]
             x = torch.cat((class_token.expand(x.shape[0], -1, -1).to(x.dtype), x), dim=1)
+        rotary = encoder.rotary_places(grid)
+        places = None if rotary is None else take_places(rotary, visible, before=offset)
         for block in encoder.blocks:
-            x = block(x)
+            x = block(x, places=places)
         result: Tensor = encoder.norm(x)
         return result
 

@@ -23,7 +23,7 @@ def make_completion(config: SegmenterConfig) -> CompletionModule:
             num_heads=config.assembly_heads,
             mlp_ratio=config.mlp_ratio,
             norm_eps=config.norm_eps,
-            skip_token=config.skips == "per_depth",
+            skip_token=config.has_depth_skips,
         )
     return TokenAssembler(
         config.embed_dim,

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sparseg.config import Config
+from sparseg.layers.rotary import check_head_width
 from sparseg.shapes import Triple, as_triple, token_grid
 from sparseg.tokens.complete import FORGETFUL, Completion
 from sparseg.tokens.score import ScoreTransform
@@ -42,6 +43,7 @@ class SegmenterConfig(Config):
             `last_layer` fusion, or a copy of the `nearest` survivor.
         merging: `none`, or `tome`: every block merges alike tokens, and none is pruned.
         num_merge: Tokens that each block merges away, in place of `keep_ratio`.
+        block: `vit`; or `eva`, the block of EVA-02 and Primus: rotary positions, SwiGLU, LayerScale.
         mlp_ratio: Hidden width of the MLPs over E.
         qkv_bias: Bias of the attention projections.
         class_token: Whether a class token runs along (never scored, never pruned).
@@ -52,7 +54,8 @@ class SegmenterConfig(Config):
         assembly_num_heads: Their heads; None takes those of the encoder.
         skips: `per_depth` gives each decoder level the grid as it stood at its depth, pruned places filled as
             `completion` fills them; `shared` gives all the completed grid (published).
-        decoder: `unetr`; or `half_resolution`, which convolves at half the image's resolution at most.
+        decoder: `unetr`; `half_resolution`, which convolves at half the image's resolution at most; or
+            `light`, transposed convolutions alone, from token to voxels, without image and skips (Primus).
         score_transform: Scale of the scores: `standardize`, `log_sigmoid` (published) or `none`.
         soft_topk: Gradient of the selection: `budget_exact` or `gumbel_softmax` (published).
         temperature: Temperature of the soft top-k, in units of the transformed scores.
@@ -80,6 +83,7 @@ class SegmenterConfig(Config):
     merging: Literal["none", "tome"] = "none"
     num_merge: int | None = Field(default=None, ge=1)
 
+    block: Literal["vit", "eva"] = "vit"
     mlp_ratio: float = Field(default=4.0, gt=0)
     qkv_bias: bool = True
     class_token: bool = True
@@ -90,7 +94,7 @@ class SegmenterConfig(Config):
     assembly_num_heads: int | None = Field(default=None, ge=1)
 
     skips: Literal["per_depth", "shared"] = "per_depth"
-    decoder: Literal["unetr", "half_resolution"] = "unetr"
+    decoder: Literal["unetr", "half_resolution", "light"] = "unetr"
     score_transform: ScoreTransform = "standardize"
     soft_topk: SoftTopK = "budget_exact"
     temperature: float = Field(default=0.5, gt=0)
@@ -141,6 +145,8 @@ class SegmenterConfig(Config):
         for heads, dim in ((self.num_heads, self.embed_dim), (self.assembly_heads, self.assembly_width)):
             if dim % heads:
                 raise ValueError(f"the width {dim} must be a multiple of the number of heads {heads}")
+        if self.block == "eva":
+            check_head_width(self.embed_dim // self.num_heads)
         if stages and self.embed_dim % 4:
             raise ValueError(
                 f"embed_dim must be a multiple of 4 where tokens are scored, got {self.embed_dim}"
@@ -161,6 +167,13 @@ class SegmenterConfig(Config):
             raise ValueError(
                 f"pruned_tokens: fuse forgets the tokens, so completion must be one of "
                 f"{', '.join(FORGETFUL)}, got {self.completion}"
+            )
+        if self.merging != "none" and self.block == "eva":
+            raise ValueError("merging needs block: vit, as a merged token has no one place to rotate by")
+        if self.decoder == "light" and self.deep_supervision >= max(self.patch_size).bit_length():
+            raise ValueError(
+                f"decoder: light has {max(self.patch_size).bit_length() - 1} levels at patch size "
+                f"{self.patch_size}, too few for deep_supervision {self.deep_supervision}"
             )
         if self.scoring == "class_attention" and self.pruning_stages:
             if not self.class_token:
@@ -200,6 +213,11 @@ class SegmenterConfig(Config):
     def assembly_heads(self) -> int:
         """Heads of the completion blocks."""
         return self.assembly_num_heads or self.num_heads
+
+    @property
+    def has_depth_skips(self) -> bool:
+        """Whether the decoder takes the grid as it stood at several depths."""
+        return self.skips == "per_depth" and self.decoder != "light"
 
     @property
     def skip_blocks(self) -> Triple:

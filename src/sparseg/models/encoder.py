@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sparseg.errors import ShapeError
-from sparseg.layers.block import Block
+from sparseg.layers.block import Block, EvaBlock
 from sparseg.layers.position import resize_position, sine_cosine_position
+from sparseg.layers.rotary import rotary_table
 from sparseg.models.config import SegmenterConfig
 from sparseg.models.counts import token_counts
 from sparseg.models.sequence import TokenSequence, run_block, run_merging_block
-from sparseg.shapes import token_grid
+from sparseg.shapes import Triple, token_grid
 from sparseg.tokens.assemble import assemble_grid
 from sparseg.tokens.embed import PatchEmbed
 from sparseg.tokens.fuse import fuse_pruned
@@ -52,7 +53,10 @@ class SparseEncoder(nn.Module):
 
     Attributes:
         recompute: Whether the blocks' activations are computed again in the backward pass.
+        rotary: Rotary positions of the roi's grid; None where blocks take none.
     """
+
+    rotary: Tensor | None
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
@@ -66,8 +70,9 @@ class SparseEncoder(nn.Module):
             table = torch.cat((torch.zeros(1, dim), table))
         self.pos_embed = nn.Parameter(table.unsqueeze(0))
         rates = [config.drop_path * number / max(1, config.depth - 1) for number in range(config.depth)]
+        kind = EvaBlock if config.block == "eva" else Block
         self.blocks = nn.ModuleList(
-            Block(
+            kind(
                 dim,
                 config.num_heads,
                 mlp_ratio=config.mlp_ratio,
@@ -91,6 +96,8 @@ class SparseEncoder(nn.Module):
             for _ in config.pruning_stages
         )
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        rotary = rotary_table(config.grid, dim // config.num_heads) if config.block == "eva" else None
+        self.register_buffer("rotary", rotary, persistent=False)
 
     def token_counts(self, length: int, keep_ratios: tuple[float, ...] | None = None) -> list[int]:
         """See `sparseg.models.counts.token_counts`."""
@@ -108,7 +115,10 @@ class SparseEncoder(nn.Module):
                 left with.
         """
         config, selection = self.config, selection or Selection()
-        sequence = self._embed(image)
+        sequence, rotary = (
+            self._embed(image),
+            self.rotary_places(token_grid(image.shape[2:], config.patch_size)),
+        )
         _check_protected(selection, sequence.present.indices)
         counts = self.token_counts(sequence.present.indices.shape[1], selection.keep_ratios)
         if config.merging != "none":
@@ -130,9 +140,13 @@ class SparseEncoder(nn.Module):
                 pruned_groups.append(pruned)
                 decisions.append(decision)
             sequence = run_block(
-                block, sequence, recompute=self.recompute, wants_attention=self._wants_attention(number)
+                block,
+                sequence,
+                recompute=self.recompute,
+                wants_attention=self._wants_attention(number),
+                rotary=rotary,
             )
-            if config.skips == "per_depth":
+            if config.has_depth_skips:
                 taken = config.skip_blocks.count(number)  # shallow models may tap one block more than once
                 skips += [place_skip([*pruned_groups, sequence.present])] * taken if taken else []
         return EncoderOutput([*pruned_groups, sequence.present], sequence.class_token, skips, decisions)
@@ -145,7 +159,7 @@ class SparseEncoder(nn.Module):
             present, class_token = run_merging_block(
                 block, present, class_token, before - after, recompute=self.recompute
             )
-            if config.skips == "per_depth" and number in config.skip_blocks:
+            if config.has_depth_skips and number in config.skip_blocks:
                 skips += [unmerge_tokens(present)] * config.skip_blocks.count(number)
         survivors = StageTokens(unmerge_tokens(present), sequence.present.indices)
         return EncoderOutput([survivors], class_token, skips, [])
@@ -159,6 +173,12 @@ class SparseEncoder(nn.Module):
         class_token = None if output.class_token is None else self.norm(output.class_token)
         normed = StageTokens(self.norm(survivors.tokens), survivors.indices, weight=survivors.weight)
         return normed, class_token
+
+    def rotary_places(self, grid: Triple) -> Tensor | None:
+        """Rotary positions of a token grid, `[2, L, E/heads]`; None where blocks take none."""
+        if self.rotary is None or grid == self.config.grid:
+            return self.rotary
+        return rotary_table(grid, self.rotary.shape[2]).to(self.rotary)
 
     def _embed(self, image: Tensor) -> TokenSequence:
         grid = token_grid(image.shape[2:], self.config.patch_size)

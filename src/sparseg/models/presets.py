@@ -28,6 +28,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit_small_p8": {**_SMALL, "patch_size": 8, "keep_ratio": 0.25},
     "vit_base_p8": {**_BASE, "patch_size": 8, "keep_ratio": 0.25},
     "vit_base_p16": {**_BASE, "patch_size": 16, "pruning_stages": ()},
+    # The plain ViT of Primus (Wald et al. 2025, size S), made sparse; dense with `pruning_stages=[]`.
+    "primus_s_p8": {
+        "embed_dim": 396,
+        "depth": 12,
+        "num_heads": 6,
+        "patch_size": 8,
+        "block": "eva",
+        "mlp_ratio": 8 / 3,
+        "norm_eps": 1e-5,
+        "class_token": False,
+        "decoder": "light",
+        "keep_ratio": 0.25,
+    },
     # The paper's settings (table in its section 4): 14 classes of abdominal CT; three tumour regions in
     # 4-channel MR.
     "btcv": {

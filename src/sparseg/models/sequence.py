@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparseg.layers.attention import class_attention
 from sparseg.layers.recompute import run_part
+from sparseg.layers.rotary import take_places
 from sparseg.tokens.merge import MergedTokens, match_tokens, merge_tokens, size_bias
 from sparseg.tokens.stages import StageTokens
 
@@ -33,7 +34,12 @@ class TokenSequence(NamedTuple):
 
 
 def run_block(
-    block: nn.Module, sequence: TokenSequence, *, recompute: bool, wants_attention: bool = False
+    block: nn.Module,
+    sequence: TokenSequence,
+    *,
+    recompute: bool,
+    wants_attention: bool = False,
+    rotary: Tensor | None = None,
 ) -> TokenSequence:
     """Run one block over all tokens of the sequence.
 
@@ -42,17 +48,23 @@ def run_block(
         sequence: Its input.
         recompute: See `run_part`.
         wants_attention: Whether a pruning stage behind the block asks for the attention of the class token.
+        rotary: Table of rotary positions of the full grid (`sparseg.layers.rotary`), or None.
     """
     present, class_token, fused = sequence[:3]
     parts = [part for part in (class_token, present.tokens, fused) if part is not None]
     x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     start, n = 0 if class_token is None else 1, present.tokens.shape[1]
     keep = _keep_mask(present.weight, start)
+    places = None
+    if rotary is not None:
+        places = take_places(rotary, present.indices, before=start, after=int(fused is not None))
     attention = None
     if wants_attention:
-        x, attention = run_part(block, x, recompute=recompute, keep=keep, between=_note_class_attention)
+        x, attention = run_part(
+            block, x, recompute=recompute, keep=keep, places=places, between=_note_class_attention
+        )
     else:
-        x = run_part(block, x, recompute=recompute, keep=keep)
+        x = run_part(block, x, recompute=recompute, keep=keep, places=places)
     return TokenSequence(
         StageTokens(x[:, start : start + n], present.indices, weight=present.weight),
         x[:, :1] if start else None,
