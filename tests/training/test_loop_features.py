@@ -242,6 +242,17 @@ def test_selection_is_logged_and_can_be_supervised(dataset: Path, tmp_path: Path
     assert run.progress.skipped == 0
 
 
+def test_scores_of_the_image_are_taught_without_being_asked_for(dataset: Path, tmp_path: Path) -> None:
+    losses = {}
+    for name, settings in (("default", {}), ("one", {"score_weight": 1.0}), ("none", {"score_weight": 0.0})):
+        run_toy(dataset, tmp_path / name, selection=settings, model={"scoring": "image"}, max_steps=1)
+        losses[name] = rows(tmp_path / name)[0]["loss"]
+    assert losses["default"] > losses["none"] + 0.1
+    foreground = {"score_weight": 1.0, "score_target": "foreground"}
+    run_toy(dataset, tmp_path / "spelt", selection=foreground, model={"scoring": "image"}, max_steps=1)
+    assert losses["default"] == losses["one"] == rows(tmp_path / "spelt")[0]["loss"]
+
+
 def test_elastic_steps_keep_different_numbers_of_tokens(dataset: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(loop, "SELECTION_EVERY", 1)
     ratios = (0.25, 0.5, 1.0)

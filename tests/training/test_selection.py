@@ -15,6 +15,7 @@ from sparseg.config import parse_config
 from sparseg.errors import ConfigError, ShapeError
 from sparseg.models.config import SegmenterConfig
 from sparseg.models.presets import preset
+from sparseg.tokens.scoring import Scoring
 from sparseg.tokens.stages import Selection, StageScores
 from sparseg.training.selection import (
     patch_targets,
@@ -259,8 +260,22 @@ def test_descending_the_score_loss_brings_the_wanted_tokens_to_the_top() -> None
 
 def test_score_target_chooses_the_patches() -> None:
     targets = patch_targets(random_ids(5, (8, 8, 8), 2), (4, 4, 4), 2)
-    assert wanted_patches(targets, SelectionConfig()) is targets.boundary
-    assert wanted_patches(targets, SelectionConfig(score_target="foreground")) is targets.foreground
+    assert wanted_patches(targets, None) is targets.boundary
+    assert wanted_patches(targets, "boundary") is targets.boundary
+    assert wanted_patches(targets, "foreground") is targets.foreground
+
+
+def test_scores_of_the_image_are_taught_unless_told_otherwise() -> None:
+    def chosen(scoring: Scoring, **settings: Any) -> tuple[float | None, str | None]:
+        found = SelectionConfig(temperature_end=0.1, **settings).for_scoring(scoring)
+        assert found.temperature_end == 0.1
+        return found.score_weight, found.score_target
+
+    assert chosen("image") == (1.0, "foreground")
+    assert chosen("image", score_weight=0.0, score_target="boundary") == (0.0, "boundary")
+    assert chosen("predictor") == (0.0, "boundary")
+    assert chosen("random") == (0.0, "boundary")
+    assert chosen("predictor", score_weight=0.3, score_target="foreground") == (0.3, "foreground")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ def step(net: SparseUNETR, config: SelectionConfig, progress: float) -> float:
     for one in logits if isinstance(logits, list) else [logits]:
         loss = loss + make_loss(regions=False)(one, F.interpolate(label, one.shape[2:], mode="nearest"))
     if config.score_weight:
-        wanted = wanted_patches(patch_targets(label, net.config.patch_size, net.config.num_classes), config)
+        targets = patch_targets(label, net.config.patch_size, net.config.num_classes)
+        wanted = wanted_patches(targets, config.score_target)
         loss = loss + config.score_weight * score_loss(decided, wanted, net.config.temperature)
     loss.backward()
     return float(loss.detach())

@@ -11,7 +11,7 @@ from copy import deepcopy
 from typing import Any
 
 from sparseg.errors import ConfigError
-from sparseg.models.config import PUBLISHED_OPTIONS, SegmenterConfig
+from sparseg.models.config import FAST_OPTIONS, PUBLISHED_OPTIONS, SegmenterConfig
 from sparseg.models.counts import merge_ratio_like
 
 Options = dict[str, dict[str, Any]]
@@ -26,8 +26,9 @@ _RATIO = {"ratio_weight": 2.0}
 # What patches hold, as the labels say, teaches the scores besides the gradient through the tokens.
 _TAUGHT = {"score_weight": 1.0, "score_target": "foreground"}
 # Scores of the image let tokens leave before the first block, all in one step.
-_FIRST = {**_OURS, "scoring": "image", "pruning_stages": (0,), "keep_ratio": 0.15, "num_keep": None}
-_LINEAR = {"completion": "assembly", "assembly_depth": 0}
+_FIRST_NAMES = ("scoring", "pruning_stages", "keep_ratio")
+_FIRST = {**_OURS, "num_keep": None, **{name: FAST_OPTIONS[name] for name in _FIRST_NAMES}}
+_LINEAR = {"assembly_depth": FAST_OPTIONS["assembly_depth"]}
 
 BASELINES: dict[str, Options] = {
     "sparse": {"model": _OURS},
@@ -36,7 +37,7 @@ BASELINES: dict[str, Options] = {
     "image": {"model": {**_OURS, "scoring": "image"}, "selection": _TAUGHT},
     "first": {"model": _FIRST, "selection": _TAUGHT},
     "linear": {"model": {**_FIRST, **_LINEAR}, "selection": _TAUGHT},
-    "fast": {"model": {**_FIRST, **_LINEAR, "decoder": "half_resolution"}, "selection": _TAUGHT},
+    "fast": {"model": {**_FIRST, **FAST_OPTIONS}, "selection": _TAUGHT},
     "edge": {"model": _OURS, "selection": {"score_weight": 0.1, "score_target": "boundary"}},
     "random": {"model": {**_OURS, "scoring": "random"}},
     "stride": {"model": {**_OURS, "scoring": "stride"}},

@@ -234,3 +234,14 @@ PUBLISHED_OPTIONS = {
     "noise_scale": 1.0,
     "count_rule": "published",
 }
+
+# What goes beyond the paper: tokens leave before the first block by scores of the image, no block completes
+# the grid, and nothing is convolved at full resolution (docs/explanation/tasks.md has what that costs and
+# brings).
+FAST_OPTIONS = {
+    "scoring": "image",
+    "pruning_stages": (0,),
+    "keep_ratio": 0.15,
+    "assembly_depth": 0,
+    "decoder": "half_resolution",
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparseg.errors import ConfigError
-from sparseg.models.config import PUBLISHED_OPTIONS
+from sparseg.models.config import FAST_OPTIONS, PUBLISHED_OPTIONS
 
 _TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 _SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
@@ -28,6 +28,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit_small_p8": {**_SMALL, "patch_size": 8, "keep_ratio": 0.25},
     "vit_base_p8": {**_BASE, "patch_size": 8, "keep_ratio": 0.25},
     "vit_base_p16": {**_BASE, "patch_size": 16, "pruning_stages": ()},
+    # Beyond the paper: several times faster, in training too.
+    "fast_tiny_p8": {**_TINY, **FAST_OPTIONS, "patch_size": 8},
+    "fast_small_p8": {**_SMALL, **FAST_OPTIONS, "patch_size": 8},
+    "fast_base_p8": {**_BASE, **FAST_OPTIONS, "patch_size": 8},
     # The plain ViT of Primus (Wald et al. 2025, size S), made sparse; dense with `pruning_stages=[]`.
     "primus_s_p8": {
         "embed_dim": 396,

@@ -81,14 +81,14 @@ class Objective:
         if self.sparse is None:
             logits = network(image)
             return self.loss(logits, target) + self._taught(logits, image), {}
-        settings = self.config.selection
+        settings = self.config.selection.for_scoring(self.sparse.scoring)
         draw = step_draw(self.config.seed, step)
         choice = selection_at(settings, self.sparse, progress, target, draw=draw)
         logits, _, decisions = network(image, return_selection=True, selection=choice)
         loss = self.loss(logits, target) + self._taught(logits, image)
         patch, outputs = self.sparse.patch_size, self.sparse.num_classes
         if settings.score_weight:
-            wanted = wanted_patches(patch_targets(target, patch, outputs), settings)
+            wanted = wanted_patches(patch_targets(target, patch, outputs), settings.score_target)
             loss = loss + settings.score_weight * score_loss(decisions, wanted, self.sparse.temperature)
         if settings.ratio_weight:
             loss = loss + settings.ratio_weight * ratio_loss(decisions)

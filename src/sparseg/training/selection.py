@@ -23,7 +23,7 @@ from sparseg.shapes import Triple, num_tokens
 from sparseg.tokens.embed import cut_patches
 from sparseg.tokens.scoring import LEARNED
 from sparseg.tokens.stages import Selection, StageScores
-from sparseg.training.selection_config import SelectionConfig
+from sparseg.training.selection_config import ScoreTarget, SelectionConfig
 
 
 class PatchTargets(NamedTuple):
@@ -159,9 +159,9 @@ def protected_patches(classes: Tensor, min_patches: int) -> Tensor:
     return (classes & few).any(dim=1)
 
 
-def wanted_patches(targets: PatchTargets, config: SelectionConfig) -> Tensor:
-    """The patches that the score loss wants ahead, bool `[B, L]`."""
-    return targets.boundary if config.score_target == "boundary" else targets.foreground
+def wanted_patches(targets: PatchTargets, score_target: ScoreTarget | None) -> Tensor:
+    """The patches that the score loss wants ahead, bool `[B, L]`; None is "boundary"."""
+    return targets.foreground if score_target == "foreground" else targets.boundary
 
 
 def score_loss(stage_scores: Sequence[StageScores], wanted: Tensor, temperature: float = 0.5) -> Tensor:

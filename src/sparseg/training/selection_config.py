@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from sparseg.config import Config
+from sparseg.tokens.scoring import Scoring
+
+ScoreTarget = Literal["boundary", "foreground"]
 
 
 class SelectionConfig(Config):
@@ -26,9 +29,10 @@ class SelectionConfig(Config):
             the token counts makes a compiled model compile again.
         elastic_keep: Keep ratios of which every step takes one at random, for all stages; empty takes the
             model's own. One model then serves all of them (`predict --keep-ratio`, `sparseg calibrate`).
-        score_weight: Weight of the supervised score loss; 0 switches it off.
+        score_weight: Weight of the supervised score loss; 0 switches it off. None is 1 where the scores are
+            of the `image` (`model.scoring`), which learn little without, and 0 elsewhere.
         score_target: Which patches the score loss wants ahead: those holding a label `boundary`, or any
-            `foreground`.
+            `foreground`. None is the latter for scores of the `image`, the former elsewhere.
         ratio_weight: Weight of the loss that leads independent gates (`model.scoring: gates`) to the share of
             tokens that evaluation keeps; no other scoring takes it.
         protect_min_patches: A class with at most this many patches in a crop keeps all of them, as far as the
@@ -43,7 +47,18 @@ class SelectionConfig(Config):
     warmup_keep: float = Field(default=1.0, gt=0, le=1)
     warmup_levels: int = Field(default=5, ge=1)
     elastic_keep: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
-    score_weight: float = Field(default=0.0, ge=0)
-    score_target: Literal["boundary", "foreground"] = "boundary"
+    score_weight: float | None = Field(default=None, ge=0)
+    score_target: ScoreTarget | None = None
     ratio_weight: float = Field(default=0.0, ge=0)
     protect_min_patches: int = Field(default=0, ge=0)
+
+    def for_scoring(self, scoring: Scoring) -> Self:
+        """The same with the score loss that fits a scoring where none was chosen."""
+        of_image = scoring == "image"
+        weight, target = self.score_weight, self.score_target
+        return self.model_copy(
+            update={
+                "score_weight": float(of_image) if weight is None else weight,
+                "score_target": target or ("foreground" if of_image else "boundary"),
+            }
+        )
