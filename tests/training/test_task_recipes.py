@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sparseg.compare.variants import parse_variants, settings_of
 from sparseg.config import load_yaml, parse_config
 from sparseg.datasets.sample_tasks import TITLES
 from sparseg.models.baselines import baseline_options
@@ -17,6 +18,7 @@ from sparseg.training.config import TrainConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "tasks"
 FILES = sorted(FOLDER.glob("*.yaml"))
+VARIANTS = sorted(FOLDER.with_name("variants").glob("*.yaml"))
 
 
 def model_of(config: TrainConfig, **changes: object) -> SegmenterConfig:
@@ -49,3 +51,23 @@ def test_the_small_recipe_stays_small(task):
     config = parse_config(TrainConfig, load_yaml(FOLDER / f"{task}.yaml"))
     h, w, d = model_of(config).roi_size
     assert h * w * d * config.batch_size * config.max_steps <= 2e8
+
+
+@pytest.mark.parametrize("task", sorted(TITLES))
+@pytest.mark.parametrize("file", VARIANTS, ids=lambda file: file.stem)
+def test_variants_of_a_file_suit_every_task(file, task):
+    base = load_yaml(FOLDER / f"{task}.yaml")
+    rows = parse_variants(str(file))
+    assert len(rows) >= 3
+    configs = {name: settings_of(name, row, base) for name, row in rows.items()}
+    models = {name: model_of(config) for name, config in configs.items()}
+    assert {model.roi_size for model in models.values()} == {tuple(base["model"]["roi_size"])}
+    for name, model in models.items():
+        if name.startswith("keep_"):
+            assert model.keep_ratio == int(name.removeprefix("keep_")) / 100
+    if file.stem == "elastic":
+        separate = sorted(model.keep_ratio for name, model in models.items() if name != "elastic")
+        assert list(configs["elastic"].selection.elastic_keep) == separate
+    else:
+        assert {model.block for model in models.values()} == {"eva"}
+        assert {bool(model.pruning_stages) for model in models.values()} == {True, False}
