@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
+from sparseg.allocator import keep_freed_memory
 from sparseg.benchmark.machine import commit, describe_machine
 from sparseg.models.build import build_segmenter
-from sparseg.training.allocator import keep_freed_memory
 from sparseg.training.losses import make_loss
 
 WAYS = ("returned", "kept")

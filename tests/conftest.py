@@ -44,7 +44,7 @@ def _default_allocator() -> Iterator[None]:
     For the session, since fixtures of modules train too.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparseg.training.allocator.keep_freed_memory", lambda: False)
+        patch.setattr("sparseg.allocator.keep_freed_memory", lambda: False)
         yield
 
 

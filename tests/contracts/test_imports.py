@@ -15,7 +15,7 @@ import sparseg
 ROOT = Path(sparseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 RANKS = {
-    "errors": 0, "shapes": 0, "config": 0, "optional": 0,
+    "errors": 0, "shapes": 0, "config": 0, "optional": 0, "allocator": 0,
     "volumes": 1, "layers": 1, "metrics": 1,
     "preprocessing": 2, "windows": 2, "tokens": 2,
     "models": 3, "datasets": 3,

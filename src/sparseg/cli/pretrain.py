@@ -67,11 +67,11 @@ def pretrain(
     resume
         Go on with the run in --out, with its settings; only max-steps and max-minutes may change.
     """
+    from sparseg.allocator import keep_freed_memory
     from sparseg.cli.live import Watcher
     from sparseg.cli.output import progress_bar
     from sparseg.cli.settings import given_flags
     from sparseg.training import ranks
-    from sparseg.training.allocator import keep_freed_memory
     from sparseg.training.pretrain import start
 
     keep_freed_memory()

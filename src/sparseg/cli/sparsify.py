@@ -79,11 +79,11 @@ def sparsify(
     skip_bad
         Leave out cases that cannot be used, by name, instead of refusing the dataset.
     """
+    from sparseg.allocator import keep_freed_memory
     from sparseg.cli.live import Watcher
     from sparseg.cli.output import progress_bar
     from sparseg.cli.train import finish
     from sparseg.training import ranks, start
-    from sparseg.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     given = given_flags(max_steps=max_steps, max_minutes=max_minutes, seed=seed)

@@ -120,10 +120,10 @@ def train(
     resume
         Go on with the run in --out, with its settings; only its length may change.
     """
+    from sparseg.allocator import keep_freed_memory
     from sparseg.cli.live import Watcher
     from sparseg.cli.output import progress_bar
     from sparseg.training import ranks, start
-    from sparseg.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     length, data, origin = length or Length(), data or Data(), origin or Origin()

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseg.allocator import memory_reused
 from sparseg.checkpoints.card import ModelCard
 from sparseg.checkpoints.folder import find_model, load_model, read_card
 from sparseg.errors import VolumeError
@@ -222,7 +223,7 @@ class Predictor:
             warnings.append(memory_warning(change))
             logger.warning("%s", change)
 
-        with torch.inference_mode(), watch:
+        with torch.inference_mode(), memory_reused(), watch:
             logits = sliding_window(
                 tensor,
                 self.network(ratios),
