@@ -2,15 +2,16 @@
 
 In the UNETR decoder the blocks at the image's own resolution take more than half of the time. Here the image
 enters with the voxels of each step of 2 stacked as channels, so that nothing of it is lost, and the logits of
-those voxels leave through one transposed convolution. Levels are those of `decoder.py`; levels 2 and above
-take token maps as UNETR's do, level 1 takes the image alone, and joins are sums, which halves the first
-convolution behind each.
+those voxels leave through one transposed convolution of what was decoded and of what the image gave. Levels
+are those of `decoder.py`; levels 2 and above take token maps as UNETR's do, level 1 takes the image alone,
+and joins are sums, which halves the first convolution behind each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from sparseg.layers.recompute import run_part
@@ -80,7 +81,9 @@ class HalfResolutionDecoder(nn.Module):
             SumBlock(widths[level + 1], widths[level], steps[level])
             for level in reversed(range(1, self.bottom))
         )
-        self.out = nn.ConvTranspose3d(widths[1], num_classes, kernel_size=steps[0], stride=steps[0])
+        # The image's own features beside the decoded ones: so few channels could not tell the classes of all
+        # voxels of a step apart.
+        self.out = nn.ConvTranspose3d(2 * widths[1], num_classes, kernel_size=steps[0], stride=steps[0])
         self.deep_outs = nn.ModuleList(
             nn.Conv3d(widths[level], num_classes, kernel_size=1) for level in range(1, deep_supervision + 1)
         )
@@ -113,7 +116,7 @@ class HalfResolutionDecoder(nn.Module):
         for up_block, skip in zip(self.up_blocks, reversed(maps), strict=True):
             features = run_part(up_block, features, skip, recompute=self.recompute)
             levels.append(features)
-        logits: Tensor = self.out(features)
+        logits: Tensor = self.out(torch.cat((features, maps[0]), dim=1))
         if not (self.training and self.deep_outs):
             return logits
         return [logits, *(out(levels[-1 - number]) for number, out in enumerate(self.deep_outs))]
