@@ -122,7 +122,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 
 def test_logits_take_the_image_beside_what_was_decoded() -> None:
     net = decoder((8, 8, 8)).eval()
-    net.up_blocks[-1].register_forward_hook(lambda module, inputs, result: torch.zeros_like(result))
+    net.up_blocks[-1].register_forward_hook(lambda *given: torch.zeros_like(given[2]))
     skips, final = maps((2, 2, 2))
     image = torch.randn(1, C, 16, 16, 16, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
