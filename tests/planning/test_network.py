@@ -16,7 +16,7 @@ from sparseg.planning.memory import FIXED_BYTES, size_text, training_bytes, usab
 from sparseg.planning.network import Network, choose_network
 
 TINY = SegmenterConfig(**preset("test_tiny"))
-SIZES = {"vit_tiny_p8": 10, "vit_small_p8": 30, "vit_base_p8": 100}
+SIZES = {"fast_tiny_p8": 10, "fast_small_p8": 30, "fast_base_p8": 100}
 
 
 def cost(config: SegmenterConfig, batch: int) -> int:
@@ -33,13 +33,13 @@ def choose(limit: int, device: str = "cuda", **changes: Any) -> Network:
 @pytest.mark.parametrize(
     ("limit", "expected"),
     [
-        (1000, ("vit_base_p8", 8, 96)),
-        (119, ("vit_base_p8", 2, 96)),
-        (120, ("vit_base_p8", 3, 96)),
-        (79, ("vit_small_p8", 3, 96)),
-        (39, ("vit_tiny_p8", 3, 96)),
-        (19, ("vit_tiny_p8", 1, 96)),  # two crops fit no preset; one of the small one takes 20
-        (9, ("vit_tiny_p8", 1, 64)),  # nor one crop of 96
+        (1000, ("fast_base_p8", 8, 96)),
+        (119, ("fast_base_p8", 2, 96)),
+        (120, ("fast_base_p8", 3, 96)),
+        (79, ("fast_small_p8", 3, 96)),
+        (39, ("fast_tiny_p8", 3, 96)),
+        (19, ("fast_tiny_p8", 1, 96)),  # two crops fit no preset; one of the small one takes 20
+        (9, ("fast_tiny_p8", 1, 64)),  # nor one crop of 96
     ],
 )
 def test_the_largest_that_fits_a_gpu(limit: int, expected: tuple[str, int, int]) -> None:
@@ -50,8 +50,8 @@ def test_the_largest_that_fits_a_gpu(limit: int, expected: tuple[str, int, int])
 
 def test_the_cpu_takes_the_smallest_with_two_crops() -> None:
     found = choose(1000, device="cpu")
-    assert (found.preset, found.batch_size) == ("vit_tiny_p8", 2)
-    assert choose(1000, device="cpu", preset="vit_base_p8").preset == "vit_base_p8"
+    assert (found.preset, found.batch_size) == ("fast_tiny_p8", 2)
+    assert choose(1000, device="cpu", preset="fast_base_p8").preset == "fast_base_p8"
     assert choose(19, device="cpu").batch_size == 1
 
 

@@ -159,7 +159,7 @@ def test_regions_and_dense_presets(dataset: Dataset) -> None:
 
 def test_default_preset_on_the_cpu(dataset: Dataset) -> None:
     plan = plan_of(dataset, preset=None)
-    assert plan.settings["preset"] == "vit_tiny_p8"
+    assert plan.settings["preset"] == "fast_tiny_p8"
     assert plan.settings["model"]["patch_size"] == [4, 8, 4]
 
 

@@ -15,7 +15,7 @@ from sparseg.planning.grid import choose_roi
 from sparseg.planning.memory import size_text
 from sparseg.shapes import Triple
 
-CANDIDATES = ("vit_tiny_p8", "vit_small_p8", "vit_base_p8")
+CANDIDATES = ("fast_tiny_p8", "fast_small_p8", "fast_base_p8")
 # The paper's settings: whoever asks for them means these patches, windows and keep ratios.
 AS_PUBLISHED = ("btcv", "brats")
 DEFAULT_BATCH, MAX_BATCH = 2, 8
@@ -72,7 +72,7 @@ def choose_network(
 ) -> Network:
     """Choose preset, roi and batch size.
 
-    On a GPU the largest preset that fits with two crops, on the CPU vit_tiny_p8 (a larger one would take
+    On a GPU the largest preset that fits with two crops, on the CPU fast_tiny_p8 (a larger one would take
     days). If nothing fits with two crops, one is tried, then smaller windows. On a GPU the batch then grows
     while it fits, up to 8. If nothing fits at all, the smallest is taken and `fits` is False.
 
@@ -133,7 +133,7 @@ def _why_preset(wanted: str | None, *, on_gpu: bool) -> str:
         return "as asked for"
     if on_gpu:
         return f"the largest of {', '.join(CANDIDATES)} that fits the GPU's memory"
-    return "the smallest network, for training without a GPU; larger ones are vit_small_p8 and vit_base_p8"
+    return "the smallest network, for training without a GPU; larger ones are fast_small_p8 and fast_base_p8"
 
 
 def _why_batch(first: int, batch: int, needed: int, limit: int, *, fits: bool) -> str:
