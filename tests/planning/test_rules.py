@@ -153,11 +153,12 @@ def patches(foreground: float, boundary: float = 0.0, **per_class: int) -> Patch
 @pytest.mark.parametrize(
     ("shares", "stages", "expected"),
     [
-        ([0.1, 0.3], 3, 0.65),  # 1.5 x 0.2 = 0.3; its cube root is 0.669
-        ([0.0], 3, 0.45),  # at least 0.1; its cube root is 0.464
+        ([0.1, 0.3], 3, 0.67),  # 1.5 x 0.2 = 0.3; its cube root is 0.669
+        ([0.0], 3, 0.46),  # at least 0.1; its cube root is 0.464
         ([0.9], 3, 1.0),
         ([0.0], 1, 0.1),
-        ([0.6], 3, 0.95),  # 0.9; 0.965
+        ([0.6], 3, 0.97),  # 0.9; 0.9655
+        ([0.083], 1, 0.12),  # 0.1245
     ],
 )
 def test_keep_ratio(shares: list[float], stages: int, expected: float) -> None:
@@ -167,7 +168,7 @@ def test_keep_ratio(shares: list[float], stages: int, expected: float) -> None:
 def test_keep_ratio_says_what_was_measured() -> None:
     why = choose_keep_ratio([patches(0.1, 0.05), patches(0.3, 0.15)], 3).why
     assert "20.0 % of the patches hold a labelled voxel, 10.0 % a boundary" in why
-    assert "(30.0 %; with this ratio 27.5 %)" in why
+    assert "3 stages (30.0 %; with this ratio 30.1 %)" in why
 
 
 def test_small_classes() -> None:

@@ -10,7 +10,6 @@ from sparseg.planning.patches import PatchFacts
 
 MARGIN = 1.5
 MIN_SHARE = 0.1
-STEP = 0.05
 FEW_PATCHES, FEW_CASES = 4, 3
 
 
@@ -19,7 +18,7 @@ def choose_keep_ratio(cases: Sequence[PatchFacts], num_stages: int) -> Choice[fl
 
     The share of tokens left at the end is 1.5 times the mean share of patches with a labelled voxel (which
     include all patches on a boundary), within 0.1 and 1. Each of the stages takes the same part in it; the
-    ratio is rounded to 0.05.
+    ratio is rounded to 0.01.
 
     Args:
         cases: Patches of every case.
@@ -28,11 +27,12 @@ def choose_keep_ratio(cases: Sequence[PatchFacts], num_stages: int) -> Choice[fl
     foreground = fmean(case.foreground for case in cases)
     boundary = fmean(case.boundary for case in cases)
     share = min(1.0, max(MIN_SHARE, MARGIN * foreground))
-    ratio = min(1.0, max(STEP, round(round(share ** (1 / num_stages) / STEP) * STEP, 2)))
+    ratio = round(share ** (1 / num_stages), 2)
     why = (
         f"{100 * foreground:.1f} % of the patches hold a labelled voxel, {100 * boundary:.1f} % a boundary; "
-        f"{MARGIN} times the former, at least {100 * MIN_SHARE:.0f} %, is to be left after {num_stages} "
-        f"stages ({100 * share:.1f} %; with this ratio {100 * ratio**num_stages:.1f} %)"
+        f"{MARGIN} times the former, at least {100 * MIN_SHARE:.0f} %, is to be left after "
+        f"{num_stages} stage{'s' * (num_stages > 1)} ({100 * share:.1f} %; with this ratio "
+        f"{100 * ratio**num_stages:.1f} %)"
     )
     return Choice(ratio, why)
 
