@@ -15,11 +15,11 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "models/sample_ct/README.md")
+PAGES = ("README.md", "models/sample_ct/README.md", "docs/explanation/fast.md")
 _TABLE = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 _MODELS = {
     "fast": "`fast`: 15 % kept before the first block, half-resolution decoder",
@@ -28,6 +28,17 @@ _MODELS = {
     "dense_p16_monai": "dense patch 16 (MONAI UNETR), fused attention",
     "naive_sparse": "sparse patch 8, explicit attention and boolean masks",
 }
+_STEPS = {
+    "dense_p8": "dense patch 8",
+    "sparse": "three stages, the paper's scores (`sparse`)",
+    "image": "scores of the image (`image`)",
+    "first": "one stage, before the first block, 15 % kept (`first`)",
+    "linear": "no completion block (`linear`)",
+    "fast": "decoder at half resolution (`fast`)",
+    "dense_p8_half": "dense patch 8 with that decoder (`dense_p8_half`)",
+    "dense_p16_monai": "dense patch 16 (MONAI's UNETR; of the tasks `dense_p16`)",
+}
+_TASKS = ("brain", "small")
 _WAYS = {
     "monai": "MONAI transforms and `sliding_window_inference`",
     "same windows": "`sparseg predict` at equal settings",
@@ -96,10 +107,42 @@ def organs_table(result: Result) -> str:
     return _markdown(["organ", "Dice on CT-C", "HD95 mm", "NSD at 2 mm"], lines)
 
 
+def steps_table(result: Result) -> str:
+    """Of `sparseg bench model`: from the dense model to the fast one, with the Dice of the standing tasks."""
+    rows = {(row["variant"], row["mode"]): row for row in result["rows"]}
+    tasks = {task: _dice_of_rows(task) for task in _TASKS}
+    lines = []
+    for name, words in _STEPS.items():
+        one, two = rows[name, "inference"], rows[name, "training"]
+        lines.append(
+            [
+                words,
+                *(f"{one['seconds']:.2f}", f"{two['seconds']:.2f}", f"{one['macs'] / 1e9:.0f}"),
+                f"{one['peak_memory_bytes'] / 2**30:.1f} / {two['peak_memory_bytes'] / 2**30:.1f}",
+                *(tasks[task].get(name.removesuffix("_monai"), "not trained") for task in _TASKS),
+            ]
+        )
+    head = ["model", "inference s", "training step s", "GMACs", "peak GiB (inference / training)"]
+    return _markdown([*head, *(f"Dice, `{task}`" for task in _TASKS)], lines)
+
+
+def _dice_of_rows(task: str) -> dict[str, str]:
+    """Of the newest comparison on a standing task: mean and deviation over seeds."""
+    *_, newest = sorted((ROOT / "benchmarks").glob(f"*-compare-{task}/results.json"))
+    found = json.loads(newest.read_text(encoding="utf-8"))
+    dice = {
+        row["variant"]: [run["dice"] for run in row["runs"] if run["finished"]] for row in found["rows"]
+    }
+    return {
+        name: f"{fmean(values):.3f} ± {stdev(values):.3f}" for name, values in dice.items() if len(values) > 1
+    }
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "model": model_table,
     "files": files_table,
     "organs": organs_table,
+    "steps": steps_table,
 }
 
 
