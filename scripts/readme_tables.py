@@ -130,9 +130,7 @@ def _dice_of_rows(task: str) -> dict[str, str]:
     """Of the newest comparison on a standing task: mean and deviation over seeds."""
     *_, newest = sorted((ROOT / "benchmarks").glob(f"*-compare-{task}/results.json"))
     found = json.loads(newest.read_text(encoding="utf-8"))
-    dice = {
-        row["variant"]: [run["dice"] for run in row["runs"] if run["finished"]] for row in found["rows"]
-    }
+    dice = {row["variant"]: [run["dice"] for run in row["runs"] if run["finished"]] for row in found["rows"]}
     return {
         name: f"{fmean(values):.3f} ± {stdev(values):.3f}" for name, values in dice.items() if len(values) > 1
     }
