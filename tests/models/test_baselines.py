@@ -96,7 +96,7 @@ def test_a_batch_is_its_cases_one_by_one_and_nothing_is_lost(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*PRUNING, "tome"])
 def test_keep_ratio_one_is_the_dense_encoder(name: str) -> None:
-    sparse = tiny(name, keep_ratio=1.0).eval()
+    sparse = tiny(name, keep_ratio=1.0, num_keep=None).eval()
     dense = tiny("dense_p8", patch_size=4).eval()
     wanted = dense.encoder.state_dict()
     dense.encoder.load_state_dict({k: v for k, v in sparse.encoder.state_dict().items() if k in wanted})
@@ -321,3 +321,22 @@ def test_merging_can_cost_what_pruning_costs() -> None:
     assert merge_ratio_like(config) == 0.675
     assert baseline_options("tome", config)["model"]["keep_ratio"] == 0.675
     assert tiny("tome", keep_ratio=0.675).token_counts() == [64, 43, 29, 19, 12]
+
+
+def test_with_one_token_no_patch_learns_of_another() -> None:
+    net = tiny("one_token").eval()
+    image = image_for(net, batch=1)
+    with torch.inference_mode():
+        before = net.encoder(image)
+        place = int(before.stages[0].indices[0, 0])
+        grid, edge = net.config.grid, net.config.patch_size
+        corner = torch.tensor(torch.unravel_index(torch.tensor(place), grid)) * torch.tensor(edge)
+        box = tuple(slice(int(a), int(a) + e) for a, e in zip(corner, edge, strict=True))
+        changed = image.clone()
+        changed[(..., *box)] *= 0.9
+        after = net.encoder(changed)
+    assert net.token_counts()[1] == 1
+    assert torch.equal(before.stages[1].indices, after.stages[1].indices)
+    differs = (before.stages[0].tokens != after.stages[0].tokens).any(dim=2)[0]
+    assert before.stages[0].indices[0, differs].tolist() == [place]
+    assert torch.equal(before.stages[1].tokens, after.stages[1].tokens)

@@ -38,6 +38,8 @@ BASELINES: dict[str, Options] = {
     "first": {"model": _FIRST, "selection": _TAUGHT},
     "linear": {"model": {**_FIRST, **_LINEAR}, "selection": _TAUGHT},
     "fast": {"model": {**_FIRST, **FAST_OPTIONS}, "selection": _TAUGHT},
+    # The control: with one patch token left no patch learns of another one, and only the decoder is at work.
+    "one_token": {"model": {**_FIRST, **FAST_OPTIONS, "num_keep": (1,)}},
     "edge": {"model": _OURS, "selection": {"score_weight": 0.1, "score_target": "boundary"}},
     "random": {"model": {**_OURS, "scoring": "random"}},
     "stride": {"model": {**_OURS, "scoring": "stride"}},
