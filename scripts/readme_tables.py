@@ -19,7 +19,12 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "models/sample_ct/README.md", "docs/explanation/fast.md")
+PAGES = (
+    "README.md",
+    "models/sample_ct/README.md",
+    "docs/explanation/fast.md",
+    "docs/explanation/tasks.md",
+)
 _TABLE = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 _MODELS = {
     "fast": "`fast`: 15 % kept before the first block, half-resolution decoder",
@@ -39,6 +44,22 @@ _STEPS = {
     "dense_p16_monai": "dense patch 16 (MONAI's UNETR; of the tasks `dense_p16`)",
 }
 _TASKS = ("brain", "small")
+_ROWS = {
+    "sparse": "the paper's predictor, three stages",
+    "scored": "the same, taught by labels",
+    "published": "with the published options",
+    "image": "scores by convolutions, taught by labels",
+    "first": "15 % kept before the first block, by such scores",
+    "linear": "`first` without completion block",
+    "fast": "`linear` with the half-resolution decoder",
+    "one_token": "`fast` with one token kept",
+    "fast_overview": "`fast` with coarse tokens",
+    "fast_random": "`fast` with patches kept by chance",
+    "stages_half": "`sparse` with the half-resolution decoder",
+    "stages_half_random": "the same with patches kept by chance",
+    "dense_p8_half": "dense patch 8 with the half-resolution decoder",
+    "elastic": "`fast` trained at all five keep ratios at once",
+}
 _WAYS = {
     "monai": "MONAI transforms and `sliding_window_inference`",
     "same windows": "`sparseg predict` at equal settings",
@@ -136,11 +157,54 @@ def _dice_of_rows(task: str) -> dict[str, str]:
     }
 
 
+def rows_table(result: Result) -> str:
+    """Of `sparseg compare`: quality of each row, best first."""
+    reference = result["reference"]
+    dice = [one for one in result["comparisons"] if one["metric"] == "dice"]
+    against = {one["variant"]: one for one in dice if one["against"] == reference}
+    lines = []
+    for row in sorted(result["rows"], key=lambda row: -row["quality"]["dice"]):
+        name, quality = row["variant"], row["quality"]
+        runs = sum(run["finished"] for run in row["runs"])
+        words = f"`{name}`" + (f": {_ROWS[name]}" if name in _ROWS else "")
+        lines.append(
+            [
+                words + ("" if row["complete"] else f" ({runs} of {len(row['runs'])} runs)"),
+                *(_spread(quality, key, digits) for key, digits in (("dice", 3), ("hd95_mm", 1))),
+                _difference(against.get(name)),
+                " > ".join(f"{100 * stage['foreground']:.1f} %" for stage in row["kept"] or ()),
+                *(_rate(row[mode]) for mode in ("training", "inference")),
+            ]
+        )
+    head = ["row", "Dice", "HD95 mm", f"difference to `{reference}`, points (95 %)", "patches kept"]
+    head += ["training crops/s", "windows/s"]
+    used = [index for index in range(len(head)) if any(line[index] for line in lines)]
+    return _markdown([head[index] for index in used], [[line[index] for index in used] for line in lines])
+
+
+def _spread(quality: Result, key: str, digits: int) -> str:
+    mean, deviation = quality[key], quality[f"{key}_sd"]
+    if mean is None:
+        return ""
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def _difference(found: Result | None) -> str:
+    if found is None or found["mean"] is None:
+        return ""
+    return f"{100 * found['mean']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+
+
+def _rate(speed: Result | None) -> str:
+    return "" if speed is None else f"{speed['per_second']:.1f}"
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "model": model_table,
     "files": files_table,
     "organs": organs_table,
     "steps": steps_table,
+    "rows": rows_table,
 }
 
 
@@ -156,7 +220,10 @@ def _ratio(above: Result, below: Result) -> str:
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["--:"] * (len(head) - 1)]
-    return "".join(f"| {' | '.join(cells)} |\n".replace("|  |", "| |") for cells in (head, rule, *lines))
+    # An empty cell is one space, not two.
+    return "".join(
+        re.sub(r"\|  (?=\|)", "| ", f"| {' | '.join(cells)} |\n") for cells in (head, rule, *lines)
+    )
 
 
 def with_tables(text: str) -> str:
