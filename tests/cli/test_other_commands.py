@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from hazards.dicom_faults import make_slices, save_series
-from predict.threshold_model import NAMES, tiny_card, tiny_net
-from sparseg.checkpoints.folder import save_model
+from predict.threshold_model import NAMES
 from sparseg.datasets import sample
 from sparseg.volumes.nifti_writer import write_image, write_label_map
 from sparseg.volumes.phantoms import make_phantom
@@ -209,12 +208,6 @@ class TestInfo:
         assert values["width, depth, heads"] == "24, 4, 2"
         assert values["spacing (mm)"] == "as the image"
         assert values["validation Dice"] == "-"
-
-    def test_model_with_an_overview(self, sparseg, tmp_path):
-        net = tiny_net(pruning_stages=(0,), scoring="image", overview=2)
-        save_model(tmp_path / "m", net, tiny_card(net))
-        values = pairs(sparseg("info", tmp_path / "m").out)
-        assert (values["tokens per stage"], values["coarse tokens"]) == ("64 -> 32", "8")
 
     def test_damaged_model(self, sparseg, model_folder, tmp_path):
         shutil.copytree(model_folder, tmp_path / "m")

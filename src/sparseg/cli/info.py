@@ -137,13 +137,10 @@ def _model(path: Path) -> int:
 def _network(model: NetworkConfig, counts: list[int]) -> dict[str, object]:
     """What there is to say of a network besides its window: ours, or a peer of MONAI."""
     from sparseg.models.peer_config import PeerConfig
-    from sparseg.tokens.overview import num_coarse
 
     tokens = {"tokens per stage": " -> ".join(map(str, counts))} if counts else {}
     if isinstance(model, PeerConfig):
         return {"network": f"{model.network}, width {model.feature_size}", **tokens}
-    if coarse := num_coarse(model.grid, model.overview):
-        tokens["coarse tokens"] = str(coarse)
     return {
         "patch (voxels)": " x ".join(map(str, model.patch_size)),
         **tokens,
