@@ -26,7 +26,7 @@ def marks_first(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def columns() -> list[tuple[slice, slice]]:
-    return [(slice(w, w + 16), slice(d, d + 16)) for w in (0, 16) for d in (0,)]
+    return [(slice(w, w + 16), slice(d, d + 16)) for w in (0, 16) for d in (0, 16)]
 
 
 def test_equal_numbers_give_equal_cases_and_others_differ(cases):
@@ -59,11 +59,11 @@ def test_a_mark_lies_48_voxels_or_more_from_every_nodule_and_at_either_end(cases
     assert ends == {True, False}
 
 
-def test_every_image_has_a_nodule_of_each_class_so_that_no_sum_tells_them_apart(cases):
+def test_every_image_has_two_nodules_of_each_class_so_that_no_sum_tells_them_apart(cases):
     for _, labels in cases:
         parts, count = ndimage.label(labels)
         kinds = [int(labels[box].max()) for box in ndimage.find_objects(parts)]
-        assert (count, sorted(kinds)) == (2, [1, 2])
+        assert (count, sorted(kinds)) == (4, [1, 1, 2, 2])
 
 
 def test_nodules_of_both_classes_look_alike(cases):
@@ -75,5 +75,5 @@ def test_nodules_of_both_classes_look_alike(cases):
             means[kind].append(image[box][inside].mean())
             sizes[kind].append(inside.sum())
     for values in (means, sizes):
-        spread = np.std(values[1] + values[2]) * np.sqrt(2 / CASES)
+        spread = np.std(values[1] + values[2]) * np.sqrt(2 / (2 * CASES))
         assert abs(np.mean(values[1]) - np.mean(values[2])) < 3 * spread

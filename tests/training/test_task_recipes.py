@@ -68,9 +68,6 @@ def test_variants_of_a_file_suit_every_task(file, task):
     if file.stem == "elastic":
         separate = sorted(model.keep_ratio for name, model in models.items() if name != "elastic")
         assert list(configs["elastic"].selection.elastic_keep) == separate
-    elif file.stem == "context":
-        assert {model.decoder for model in models.values()} == {"half_resolution"}
-        assert [name for name, model in models.items() if model.overview] == ["fast_overview"]
     else:
         assert {model.block for model in models.values()} == {"eva"}
         assert {bool(model.pruning_stages) for model in models.values()} == {True, False}

@@ -1,6 +1,6 @@
 """Cases in which a mark far away decides what a structure is, for the standing task `far`.
 
-An image is two columns side by side. Each has a mark at one end, bright or dark, and a nodule at the other.
+An image is four columns side by side. Each has a mark at one end, bright or dark, and a nodule at the other.
 All nodules look alike; one is of the first class where the mark of its own column is bright, else of the
 second, as the level of a vertebra or the side of an organ is known from elsewhere. Marks are not labelled.
 Nothing within 48 voxels of a nodule tells its class, which is farther than the convolutions of a decoder see,
@@ -18,7 +18,7 @@ from sparseg.volumes.volume import Volume
 
 LABELS = {0: "background", 1: "nodule of a bright mark", 2: "nodule of a dark mark"}
 
-SHAPE: Triple = (96, 32, 16)
+SHAPE: Triple = (96, 32, 32)
 _COLUMN = 16
 _BASE, _CONTRAST, _CONTRAST_SPREAD = 400.0, 300.0, 0.2
 _MARK_CONTRAST = {1: 350.0, 2: -350.0}
@@ -46,7 +46,7 @@ def draw_far_mark(index: int, *, seed: int = 0) -> tuple[Volume, Volume]:
     for control, deviation in _TEXTURE.items():
         image += np.float32(deviation) * smooth_noise(rng, SHAPE, control, SHAPE)
     columns = [(w, d) for w in range(0, SHAPE[1], _COLUMN) for d in range(0, SHAPE[2], _COLUMN)]
-    # A bright and a dark mark in every image: which is which is all that differs.
+    # Two bright and two dark marks in every image: which is which is all that differs.
     kinds = rng.permutation([1, 2] * (len(columns) // 2))
     for corner, kind in zip(columns, kinds, strict=True):
         mark = _sphere(rng, corner, _ASIDE["mark"], _MARK_PLACE, rng.uniform(*_MARK_RADIUS))
