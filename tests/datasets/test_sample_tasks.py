@@ -13,8 +13,6 @@ from sparseg.datasets.load import load_case
 from sparseg.datasets.read import read_dataset
 from sparseg.datasets.sample_tasks import BRAIN_LABELS, group_labels, make_task, num_cases
 from sparseg.datasets.splits import find_splits, read_splits
-from sparseg.datasets.synth import far_mark
-from sparseg.datasets.synth.far_mark import draw_far_mark
 from sparseg.datasets.synth.small_structures import draw_small_structures
 from sparseg.errors import FetchError
 from sparseg.volumes.nifti_writer import write_image, write_label_map
@@ -85,22 +83,6 @@ def test_small_task_is_complete_readable_and_kept(tmp_path):
     (folder / "splits.json").write_text("{}")
     with pytest.raises(FetchError, match=r"splits\.json"):
         make_task("small", folder)
-
-
-def test_far_task_is_complete_readable_and_drawn_as_said(tmp_path, monkeypatch):
-    for name, value in {"NUM_FAR": 3, "NUM_FAR_VAL": 1, "NUM_FAR_TEST": 2}.items():
-        monkeypatch.setattr(sample_tasks, name, value)
-    made: list[str] = []
-    folder = make_task("far", tmp_path / "far", on_case=made.append)
-    dataset = read_dataset(folder)
-    assert num_cases("far") == len(made) == 5
-    assert [case.name for case in dataset.test] == made[3:]
-    assert read_splits(find_splits(folder), dataset.training).val(0) == ("synthetic_0003",)
-    expected = draw_far_mark(4)
-    image, labels = load_case(dataset.test[1], dataset)
-    assert np.array_equal(image.array, expected[0].array)
-    assert np.array_equal(labels.array, expected[1].array)
-    assert dataset.labels == far_mark.LABELS
 
 
 @pytest.mark.usefixtures("few")

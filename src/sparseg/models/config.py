@@ -10,7 +10,6 @@ from sparseg.config import Config
 from sparseg.layers.rotary import check_head_width
 from sparseg.shapes import Triple, as_triple, token_grid
 from sparseg.tokens.complete import FORGETFUL, Completion
-from sparseg.tokens.overview import coarse_grid
 from sparseg.tokens.score import ScoreTransform
 from sparseg.tokens.scoring import Scoring
 from sparseg.tokens.select import CountRule, SoftTopK
@@ -42,8 +41,6 @@ class SegmenterConfig(Config):
             survivors (EViT) and forget them.
         completion: How the grid is completed: token `assembly` (the paper), `mask_token` and blocks (MAE),
             `last_layer` fusion, or a copy of the `nearest` survivor.
-        overview: Edge in patches of coarse tokens that show the blocks the whole window beside the patches
-            kept, and tell pruned patches what they learnt (assembly completion); 0 has none.
         merging: `none`, or `tome`: every block merges alike tokens, and none is pruned.
         num_merge: Tokens that each block merges away, in place of `keep_ratio`.
         block: `vit`; or `eva`, the block of EVA-02 and Primus: rotary positions, SwiGLU, LayerScale.
@@ -83,7 +80,6 @@ class SegmenterConfig(Config):
     scoring: Scoring = "predictor"
     pruned_tokens: Literal["remember", "fuse"] = "remember"
     completion: Completion = "assembly"
-    overview: Literal[0, 2, 4] = 0
     merging: Literal["none", "tome"] = "none"
     num_merge: int | None = Field(default=None, ge=1)
 
@@ -158,12 +154,6 @@ class SegmenterConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _overview_fits(self) -> Self:
-        if self.overview:
-            self._check_overview()
-        return self
-
-    @model_validator(mode="after")
     def _ways_go_together(self) -> Self:
         if self.merging != "none":
             self._check_merging()
@@ -193,18 +183,6 @@ class SegmenterConfig(Config):
                     "scoring class_attention needs a block before each pruning stage, got stage 0"
                 )
         return self
-
-    def _check_overview(self) -> None:
-        if not self.pruning_stages:
-            raise ValueError("overview needs pruning_stages: a dense model has all patches in view")
-        if self.pruned_tokens == "fuse" or self.completion in FORGETFUL:
-            raise ValueError(
-                f"overview tells remembered patches, so pruned_tokens must be remember and completion not "
-                f"{' or '.join(FORGETFUL)}, got {self.pruned_tokens} and {self.completion}"
-            )
-        if self.block == "eva":
-            raise ValueError("overview needs block: vit, as rotary positions are those of single patches")
-        coarse_grid(self.grid, self.overview)
 
     def _check_merging(self) -> None:
         if self.pruning_stages:

@@ -21,7 +21,6 @@ from sparseg.tokens.assemble import assemble_grid
 from sparseg.tokens.embed import PatchEmbed
 from sparseg.tokens.fuse import fuse_pruned
 from sparseg.tokens.merge import unmerge_tokens, unmerged
-from sparseg.tokens.overview import Overview
 from sparseg.tokens.prune import TokenPruning, full_grid
 from sparseg.tokens.stages import Selection, StageContext, StageScores, StageTokens
 
@@ -38,14 +37,12 @@ class EncoderOutput(NamedTuple):
         class_token: `[B, 1, E]` or None, before the final norm.
         skips: The grid `[B, L, E]` as it stood after each skip block; empty where skips are shared.
         decisions: What each pruning stage decided.
-        coarse: `[B, M, E]` coarse tokens after the last block; None without an overview.
     """
 
     stages: list[StageTokens]
     class_token: Tensor | None
     skips: list[Tensor]
     decisions: list[StageScores]
-    coarse: Tensor | None = None
 
 
 class SparseEncoder(nn.Module):
@@ -98,7 +95,6 @@ class SparseEncoder(nn.Module):
             )
             for _ in config.pruning_stages
         )
-        self.overview = Overview(dim, config.overview, norm_eps=config.norm_eps) if config.overview else None
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         rotary = rotary_table(config.grid, dim // config.num_heads) if config.block == "eva" else None
         self.register_buffer("rotary", rotary, persistent=False)
@@ -153,10 +149,7 @@ class SparseEncoder(nn.Module):
             if config.has_depth_skips:
                 taken = config.skip_blocks.count(number)  # shallow models may tap one block more than once
                 skips += [place_skip([*pruned_groups, sequence.present])] * taken if taken else []
-        coarse = None if self.overview is None else sequence.fused
-        return EncoderOutput(
-            [*pruned_groups, sequence.present], sequence.class_token, skips, decisions, coarse
-        )
+        return EncoderOutput([*pruned_groups, sequence.present], sequence.class_token, skips, decisions)
 
     def _forward_merging(self, sequence: TokenSequence, counts: list[int]) -> EncoderOutput:
         """Every block merges some tokens away; skips and result give each patch a copy of its token."""
@@ -192,13 +185,10 @@ class SparseEncoder(nn.Module):
         offset = 0 if self.cls_token is None else 1
         position = resize_position(self.pos_embed[:, offset:], self.config.grid, grid)
         present = full_grid(self.patch_embed(image) + position)
-        coarse = None
-        if self.overview is not None:
-            coarse = self.overview.embed(image, self.patch_embed, position.reshape(1, *grid, -1))
         if self.cls_token is None:
-            return TokenSequence(present, None, coarse)
+            return TokenSequence(present, None)
         class_token = self.cls_token + self.pos_embed[:, :1]
-        return TokenSequence(present, class_token.expand(image.shape[0], -1, -1), coarse)
+        return TokenSequence(present, class_token.expand(image.shape[0], -1, -1))
 
 
 def _check_protected(selection: Selection, indices: Tensor) -> None:

@@ -188,8 +188,5 @@ class SparseUNETR(Network):
         if self.assembler is None:
             final = survivors.tokens
         else:
-            pruned = encoded.stages[:-1]
-            if self.encoder.overview is not None and encoded.coarse is not None:
-                pruned = [self.encoder.overview.tell(group, encoded.coarse, grid) for group in pruned]
-            final = self.assembler([*pruned, survivors], class_token, grid)
+            final = self.assembler([*encoded.stages[:-1], survivors], class_token, grid)
         return final, encoded.skips or [final] * 3

@@ -21,10 +21,9 @@ class TokenSequence(NamedTuple):
     Attributes:
         present: Patch tokens.
         class_token: `[B, 1, E]` or None; goes first.
-        fused: `[B, m, E]` or None, what stands for more than one patch: the token that pruned ones were fused
-            into, or the coarse tokens of an overview; goes last.
+        fused: `[B, 1, E]` or None, the token that pruned ones were fused into; goes last.
         attention: `[B, n]` or None, attention of the class token to the patch tokens in the block before.
-        fused_attention: `[B, m]` or None, its attention to those.
+        fused_attention: `[B, 1]` or None, its attention to the fused token.
     """
 
     present: StageTokens
