@@ -30,7 +30,7 @@ def fetch(name: Literal["ct", "brain"], /, *, to: Annotated[Path, cyclopts.Param
 
 @app.command
 def task(
-    name: Literal["ct", "brain", "small", "far"], /, *, to: Annotated[Path, cyclopts.Parameter(name="--to")]
+    name: Literal["ct", "brain", "small"], /, *, to: Annotated[Path, cyclopts.Parameter(name="--to")]
 ) -> int:
     """Write the dataset of a standing task; recipes/tasks has the settings to train with.
 
@@ -39,8 +39,7 @@ def task(
     name
         ct: 12 organs, one patient to train on, another to test on (silver labels). brain: 8 groups of
             structures, synthetic heads to train on, a real T1 to test on (research only). small: synthetic
-            structures of 2 to 6 voxels in texture. far: synthetic nodules
-            whose class a mark far away decides.
+            structures of 2 to 6 voxels in texture.
     to
         Folder to write.
     """

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +18,6 @@ from sparseg.datasets import sample_brain
 from sparseg.datasets.parallel import stream_items
 from sparseg.datasets.sample import build_once, fetch_sample
 from sparseg.datasets.splits import FILES as SPLIT_FILES
-from sparseg.datasets.synth import far_mark as far
 from sparseg.datasets.synth import small_structures as small
 from sparseg.datasets.synth.config import SynthConfig
 from sparseg.datasets.synth.source import prepare_source
@@ -36,7 +34,6 @@ TITLES = {
     "ct": "sparseg CT sample",
     "brain": "sparseg task brain",
     "small": "synthetic sparseg task small",
-    "far": "synthetic sparseg task far",
 }
 
 # Our name -> names of the atlas's structures, sides left out. Those in no group count as background.
@@ -63,7 +60,6 @@ BRAIN_SYNTH = parse_config(
 )
 NUM_BRAIN, NUM_BRAIN_VAL = 20, 4
 NUM_SMALL, NUM_SMALL_VAL, NUM_SMALL_TEST = 14, 2, 4
-NUM_FAR, NUM_FAR_VAL, NUM_FAR_TEST = 72, 8, 16
 
 
 def make_task(
@@ -74,8 +70,7 @@ def make_task(
     Args:
         name: "ct": train on one real abdomen, test on another patient, 12 organs. "brain": train on synthetic
             heads made from an atlas, test on a real T1 image, 8 groups of structures. "small": structures of
-            2 to 6 voxels in texture, wholly synthetic. "far": nodules whose class a mark far away decides,
-            wholly synthetic.
+            2 to 6 voxels in texture, wholly synthetic.
         target: Folder to create. A complete one is verified and kept.
         cache: Folder of fetched archives, see `fetch_sample`.
         on_case: Called with a case's name when it is made.
@@ -92,19 +87,15 @@ def make_task(
         fetch_sample("ct", target, cache=cache)
     elif name == "brain":
         build_once(target, partial(_build_brain, cache=cache, on_case=on_case))
-    elif name == "small":
-        build_once(target, partial(_build_small, on_case=on_case))
     else:
-        build_once(target, partial(_build_far, on_case=on_case))
+        build_once(target, partial(_build_small, on_case=on_case))
     _require_title(target, TITLES[name])
     return target
 
 
 def num_cases(name: str) -> int | None:
     """Cases that are made for a task; None where none are made but fetched."""
-    return {"brain": NUM_BRAIN + 1, "small": NUM_SMALL + NUM_SMALL_TEST, "far": NUM_FAR + NUM_FAR_TEST}.get(
-        name
-    )
+    return {"brain": NUM_BRAIN + 1, "small": NUM_SMALL + NUM_SMALL_TEST}.get(name)
 
 
 def group_labels(ids: np.ndarray) -> np.ndarray:
@@ -155,44 +146,23 @@ def _brain_cases(image: Volume, labels: Volume, on_case: OnCase) -> Iterator[Wri
 
 def _build_small(root: Path, *, on_case: OnCase) -> dict[str, object]:
     statement = "spheres and tubes drawn in noise by sparseg sample task small; no patients"
-    drawn = _Drawn(small.draw_small_structures, NUM_SMALL, NUM_SMALL_VAL, NUM_SMALL_TEST)
-    return _build_drawn(root, "small", small.LABELS, drawn, statement, on_case)
-
-
-def _build_far(root: Path, *, on_case: OnCase) -> dict[str, object]:
-    statement = "spheres drawn in noise by sparseg sample task far; no patients"
-    drawn = _Drawn(far.draw_far_mark, NUM_FAR, NUM_FAR_VAL, NUM_FAR_TEST)
-    return _build_drawn(root, "far", far.LABELS, drawn, statement, on_case)
-
-
-class _Drawn(NamedTuple):
-    """Cases without a source: what draws one, and how many train, validate (of those that train) and test."""
-
-    draw: Callable[[int], tuple[Volume, Volume]]
-    num: int
-    num_val: int
-    num_test: int
-
-
-def _build_drawn(
-    root: Path, name: str, labels: dict[int, str], drawn: _Drawn, statement: str, on_case: OnCase
-) -> dict[str, object]:
     write_dataset(
         "decathlon",
-        _drawn_cases(drawn, on_case),
+        _small_cases(on_case),
         root,
-        name=TITLES[name],
-        channels=("MR",),
-        labels=labels,
+        name=TITLES["small"],
+        channels=small.CHANNELS,
+        labels=small.LABELS,
         synthetic=statement,
-        extra_files=_splits(drawn.num, drawn.num_val),
+        extra_files=_splits(NUM_SMALL, NUM_SMALL_VAL),
     )
     return _description(root, f"Synthetic: {statement}.", licence="none needed")
 
 
-def _drawn_cases(drawn: _Drawn, on_case: OnCase) -> Iterator[WrittenCase]:
-    for index, (image, labels) in enumerate(stream_items(drawn.draw, range(drawn.num + drawn.num_test))):
-        yield WrittenCase(_case(index), image, labels, split="training" if index < drawn.num else "test")
+def _small_cases(on_case: OnCase) -> Iterator[WrittenCase]:
+    numbers = range(NUM_SMALL + NUM_SMALL_TEST)
+    for index, (image, labels) in enumerate(stream_items(small.draw_small_structures, numbers)):
+        yield WrittenCase(_case(index), image, labels, split="training" if index < NUM_SMALL else "test")
         on_case(_case(index))
 
 

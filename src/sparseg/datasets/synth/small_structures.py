@@ -16,6 +16,7 @@ from sparseg.datasets.synth.deform import smooth_noise
 from sparseg.volumes.volume import Volume
 
 LABELS = {0: "background", 1: "nodule", 2: "vessel"}
+CHANNELS = ("MR",)
 
 EDGE = 72
 COUNTS = {"nodule": 12, "vessel": 6, "blob": 3, "sheet": 3, "beads": 3, "speck": 12}
