@@ -53,10 +53,6 @@ _ROWS = {
     "linear": "`first` without completion block",
     "fast": "`linear` with the half-resolution decoder",
     "one_token": "`fast` with one token kept",
-    "fast_overview": "`fast` with coarse tokens",
-    "fast_random": "`fast` with patches kept by chance",
-    "stages_half": "`sparse` with the half-resolution decoder",
-    "stages_half_random": "the same with patches kept by chance",
     "dense_p8_half": "dense patch 8 with the half-resolution decoder",
     "elastic": "`fast` trained at all five keep ratios at once",
 }
