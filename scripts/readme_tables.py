@@ -143,6 +143,24 @@ def steps_table(result: Result) -> str:
     return _markdown([*head, *(f"Dice, `{task}`" for task in _TASKS)], lines)
 
 
+def elastic_table(result: Result) -> str:
+    """Of one model used at many keep ratios, beside models trained for one."""
+    columns = {
+        "one elastic model": "elastic",
+        "a model trained for this ratio": "trained_for_it",
+        "a model trained for 0.2": "trained_for_0.2",
+    }
+    lines = [
+        [
+            f"{row['keep_ratio']:g}",
+            str(row["tokens"]),
+            *(f"{fmean(row[key]):.3f} ± {stdev(row[key]):.3f}" for key in columns.values()),
+        ]
+        for row in result["rows"]
+    ]
+    return _markdown(["keep ratio", "patches kept", *columns], lines)
+
+
 def _dice_of_rows(task: str) -> dict[str, str]:
     """Of the newest comparison on a standing task: mean and deviation over seeds."""
     *_, newest = sorted((ROOT / "benchmarks").glob(f"*-compare-{task}/results.json"))
@@ -201,6 +219,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "organs": organs_table,
     "steps": steps_table,
     "rows": rows_table,
+    "elastic": elastic_table,
 }
 
 
