@@ -52,6 +52,7 @@ _ROWS = {
     "first": "15 % kept before the first block, by such scores",
     "linear": "`first` without completion block",
     "fast": "`linear` with the half-resolution decoder",
+    "fast_elastic": "`fast` trained at four keep ratios at once",
     "one_token": "`fast` with one token kept",
     "dense_p8_half": "dense patch 8 with the half-resolution decoder",
     "elastic": "`fast` trained at all five keep ratios at once",

@@ -41,7 +41,7 @@ LISTS: dict[str, tuple[str, ...]] = {
         *("mask_token", "last_layer", "nearest", "tome"),
     ),
     "beyond": (
-        *("sparse", "image", "first", "linear", "fast", "one_token"),
+        *("sparse", "image", "first", "linear", "fast", "fast_elastic", "one_token"),
         *("dense_p8", "dense_p8_half", "dense_p16"),
     ),
     "peers": (

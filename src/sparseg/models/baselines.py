@@ -38,6 +38,10 @@ BASELINES: dict[str, Options] = {
     "first": {"model": _FIRST, "selection": _TAUGHT},
     "linear": {"model": {**_FIRST, **_LINEAR}, "selection": _TAUGHT},
     "fast": {"model": {**_FIRST, **FAST_OPTIONS}, "selection": _TAUGHT},
+    "fast_elastic": {
+        "model": {**_FIRST, **FAST_OPTIONS},
+        "selection": {**_TAUGHT, "elastic_keep": (0.04, 0.08, 0.15, 0.3)},
+    },
     # The control: with one patch token left no patch learns of another one, and only the decoder is at work.
     "one_token": {"model": {**_FIRST, **FAST_OPTIONS, "num_keep": (1,)}},
     "edge": {"model": _OURS, "selection": {"score_weight": 0.1, "score_target": "boundary"}},
