@@ -69,13 +69,15 @@ def test_a_comparison_that_is_killed_goes_on_and_ends(compare, dataset, recipe, 
     kept = (found.model(first) / "weights.safetensors").stat()
 
     # What there is can be seen: the run that is not done is marked.
-    outcome = compare("--collect")
+    outcome = compare("--collect", "--no-speed")
     assert outcome.code == 1
+    assert not (out / "speed.json").exists()
     line = f"dense_p8, fold 0, seed 0: interrupted at step {states[1].step}"
     assert line in outcome.out
     assert line in (out / "compare.html").read_text()
     rows = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)["rows"]
     assert [row["quality"]["dice"] is None for row in rows] == [False, True]
+    assert [row["inference"] for row in rows] == [None, None]
     assert "nothing to compare yet" in outcome.out
 
     outcome = compare()

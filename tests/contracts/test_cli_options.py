@@ -68,6 +68,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--jobs": None,
         "--device-list": "",
         "--collect": False,
+        "--no-speed": False,
         "--device": "auto",
         "--cache": None,
         "--skip-bad": False,

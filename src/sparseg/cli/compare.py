@@ -66,6 +66,8 @@ class Machines:
         GPUs to share among the trainings, e.g. 0,1,2,3.
     collect
         Train nothing: score, measure and report what there is.
+    no_speed
+        Leave speeds and memory out, e.g. where other programs share the machine; --collect measures them later.
     device
         Where predictions run and speeds are measured; auto takes a GPU if there is one.
     """
@@ -73,6 +75,7 @@ class Machines:
     jobs: int | None = None
     device_list: str = ""
     collect: Annotated[bool, cyclopts.Parameter(negative="")] = False
+    no_speed: Annotated[bool, cyclopts.Parameter(negative="")] = False
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
@@ -302,10 +305,12 @@ def _collect(found: Comparison, cases: Cases, machines: Machines) -> int:
     device = choose_device(machines.device)
     with progress_bar() as bar:
         scored = score_runs(found, cases, PredictSettings(device=device), ScoreWatcher(bar))
-        task = bar.add_task("speeds", total=None)
-        speeds = measure_speeds(
-            found, cases, device=device, on_progress=lambda line: bar.update(task, description=line)
-        )
+        speeds = {}
+        if not machines.no_speed:
+            task = bar.add_task("speeds", total=None)
+            speeds = measure_speeds(
+                found, cases, device=device, on_progress=lambda line: bar.update(task, description=line)
+            )
     results = make_results(found, cases, scored, speeds)
     write_report(found, results)
     for title, rows in (("quality", quality_table(results)), ("speed", speed_table(results))):
