@@ -67,7 +67,7 @@ class Machines:
     collect
         Train nothing: score, measure and report what there is.
     no_speed
-        Leave speeds and memory out, e.g. where other programs share the machine; --collect measures them later.
+        Leave speeds and memory out, e.g. beside other programs; --collect measures them later.
     device
         Where predictions run and speeds are measured; auto takes a GPU if there is one.
     """
