@@ -43,7 +43,7 @@ _STEPS = {
     "dense_p8_half": "dense patch 8 with that decoder (`dense_p8_half`)",
     "dense_p16_monai": "dense patch 16 (MONAI's UNETR; of the tasks `dense_p16`)",
 }
-_TASKS = ("brain", "small")
+_TASKS = ("brain", "small", "ct")
 _ROWS = {
     "sparse": "the paper's predictor, three stages",
     "scored": "the same, taught by labels",
@@ -162,6 +162,16 @@ def elastic_table(result: Result) -> str:
     return _markdown(["keep ratio", "patches kept", *columns], lines)
 
 
+def control_table(_: Result) -> str:
+    """Of `sparseg compare` on all standing tasks: what is left without most of the tokens, or one decoder."""
+    tasks = {task: _dice_of_rows(task) for task in ("small", "brain", "ct")}
+    lines = [
+        [f"`{name}`", *(dice.get(name, "not trained") for dice in tasks.values())]
+        for name in ("one_token", "fast", "fast_elastic", "dense_p8_half", "dense_p8", "dense_p16")
+    ]
+    return _markdown(["row", *(f"`{task}`" for task in tasks)], lines)
+
+
 def _dice_of_rows(task: str) -> dict[str, str]:
     """Of the newest comparison on a standing task: mean and deviation over seeds."""
     *_, newest = sorted((ROOT / "benchmarks").glob(f"*-compare-{task}/results.json"))
@@ -221,6 +231,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "steps": steps_table,
     "rows": rows_table,
     "elastic": elastic_table,
+    "control": control_table,
 }
 
 
