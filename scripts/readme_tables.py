@@ -174,8 +174,10 @@ def control_table(_: Result) -> str:
 
 def _dice_of_rows(task: str) -> dict[str, str]:
     """Of the newest comparison on a standing task: mean and deviation over seeds."""
-    *_, newest = sorted((ROOT / "benchmarks").glob(f"*-compare-{task}/results.json"))
-    found = json.loads(newest.read_text(encoding="utf-8"))
+    files = sorted((ROOT / "benchmarks").glob(f"*-compare-{task}/results.json"))
+    if not files:
+        return {}
+    found = json.loads(files[-1].read_text(encoding="utf-8"))
     dice = {row["variant"]: [run["dice"] for run in row["runs"] if run["finished"]] for row in found["rows"]}
     return {
         name: f"{fmean(values):.3f} ± {stdev(values):.3f}" for name, values in dice.items() if len(values) > 1
