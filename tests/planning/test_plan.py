@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from sparseg.models.presets import preset
 from sparseg.planning import device
 from sparseg.planning.device import choose_num_workers, choose_precision
 from sparseg.planning.estimates import count_windows, disk_bytes, duration_text, token_counts
+from sparseg.planning.memory import training_bytes
 from sparseg.planning.plan import Plan, make_plan
 from sparseg.planning.text import comment, is_unedited, seal
 from sparseg.training.config import TrainConfig
@@ -161,6 +163,22 @@ def test_default_preset_on_the_cpu(dataset: Dataset) -> None:
     plan = plan_of(dataset, preset=None)
     assert plan.settings["preset"] == "fast_tiny_p8"
     assert plan.settings["model"]["patch_size"] == [4, 8, 4]
+    assert plan.settings["model"]["keep_ratio"] == 0.27
+    assert plan.settings["selection"]["elastic_keep"] == [0.07, 0.14, 0.27, 0.54]
+    assert plan.config().selection.elastic_keep == (0.07, 0.14, 0.27, 0.54)
+
+
+def test_memory_is_that_of_the_step_that_keeps_most(dataset: Dataset) -> None:
+    seen = []
+
+    def note(config: SegmenterConfig, batch_size: int, *, regions: bool) -> int:
+        seen.append(config.keep_ratio)
+        return training_bytes(config, batch_size, regions=regions)
+
+    with mock.patch("sparseg.planning.plan.training_bytes", note):
+        plan = plan_of(dataset, preset=None)
+    assert set(seen) == {plan.settings["selection"]["elastic_keep"][-1]}
+    assert seen[0] > plan.settings["model"]["keep_ratio"]
 
 
 def test_mr_has_no_window(dataset: Dataset) -> None:

@@ -13,7 +13,7 @@ from sparseg.datasets.fingerprint import ChannelFingerprint, make_fingerprint
 from sparseg.errors import DatasetError
 from sparseg.planning.grid import choose_patch, choose_roi, prepared_shape, target_spacing
 from sparseg.planning.intensity import channel_modality, choose_intensity, window_hu
-from sparseg.planning.keep import choose_keep_ratio, small_classes
+from sparseg.planning.keep import choose_elastic_keep, choose_keep_ratio, small_classes
 from sparseg.planning.patches import PatchFacts
 from sparseg.planning.schedule import (
     choose_flips,
@@ -169,6 +169,20 @@ def test_keep_ratio_says_what_was_measured() -> None:
     why = choose_keep_ratio([patches(0.1, 0.05), patches(0.3, 0.15)], 3).why
     assert "20.0 % of the patches hold a labelled voxel, 10.0 % a boundary" in why
     assert "3 stages (30.0 %; with this ratio 30.1 %)" in why
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (0.12, (0.03, 0.06, 0.12, 0.24)),
+        (0.15, (0.04, 0.07, 0.15, 0.3)),  # 0.0375 and 0.075, rounded as floats round
+        (0.7, (0.17, 0.35, 0.7, 1.0)),  # 1.4 is all there is; 0.175 lies just below in binary
+        (1.0, (0.25, 0.5, 1.0)),
+        (0.02, (0.01, 0.02, 0.04)),  # 0.005 would be nothing
+    ],
+)
+def test_elastic_keep_ratios(own: float, expected: tuple[float, ...]) -> None:
+    assert choose_elastic_keep(own).value == expected
 
 
 def test_small_classes() -> None:

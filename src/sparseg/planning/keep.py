@@ -10,6 +10,8 @@ from sparseg.planning.patches import PatchFacts
 
 MARGIN = 1.5
 MIN_SHARE = 0.1
+# Of the keep ratio, each of which a step may train with.
+ELASTIC = (0.25, 0.5, 1.0, 2.0)
 FEW_PATCHES, FEW_CASES = 4, 3
 
 
@@ -35,6 +37,20 @@ def choose_keep_ratio(cases: Sequence[PatchFacts], num_stages: int) -> Choice[fl
         f"{100 * ratio**num_stages:.1f} %)"
     )
     return Choice(ratio, why)
+
+
+def choose_elastic_keep(keep_ratio: float) -> Choice[tuple[float, ...]]:
+    """Choose the keep ratios that one model is trained for: a quarter to twice its own, rounded to 0.01.
+
+    Args:
+        keep_ratio: Its own, of its one pruning stage.
+    """
+    ratios = {max(0.01, min(1.0, round(factor * keep_ratio, 2))) for factor in ELASTIC}
+    why = (
+        "every step trains with one of these keep ratios, so that predict's --keep-ratio and --deadline can "
+        "choose among them afterwards"
+    )
+    return Choice(tuple(sorted(ratios)), why)
 
 
 def small_classes(cases: Sequence[PatchFacts], labels: Mapping[int, str]) -> list[str]:

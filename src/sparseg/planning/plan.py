@@ -13,17 +13,25 @@ from sparseg.datasets.dataset import Dataset
 from sparseg.datasets.facts import CaseFacts
 from sparseg.datasets.fingerprint import Fingerprint, make_fingerprint
 from sparseg.errors import DatasetError
+from sparseg.models.config import SegmenterConfig
+from sparseg.models.network import NetworkConfig
 from sparseg.planning.choice import Choice
 from sparseg.planning.device import choose_precision
 from sparseg.planning.estimates import Estimates, make_estimates
 from sparseg.planning.grid import choose_patch, prepared_shape, target_spacing
 from sparseg.planning.intensity import choose_intensity
-from sparseg.planning.keep import choose_keep_ratio, small_classes
+from sparseg.planning.keep import choose_elastic_keep, choose_keep_ratio, small_classes
 from sparseg.planning.measure import seconds_per_step
 from sparseg.planning.memory import training_bytes, usable_bytes
 from sparseg.planning.network import AS_PUBLISHED, CANDIDATES, Network, base_config, choose_network
 from sparseg.planning.patches import measure_patches
-from sparseg.planning.settings import course_entries, nest, network_entries, preprocess_entries
+from sparseg.planning.settings import (
+    course_entries,
+    nest,
+    network_entries,
+    preprocess_entries,
+    selection_entries,
+)
 from sparseg.planning.text import listing, seal, settings_lines
 from sparseg.preprocessing.config import PreprocessConfig
 from sparseg.training.config import TrainConfig
@@ -113,6 +121,7 @@ def make_plan(
     )
     prunes = base.pruning_stages and not published
     keep = choose_keep_ratio(patches, len(base.pruning_stages)) if prunes else None
+    elastic = choose_elastic_keep(keep.value) if keep and len(base.pruning_stages) == 1 else None
     network = choose_network(
         shapes,
         patch.value,
@@ -120,10 +129,11 @@ def make_plan(
         preset=preset,
         device=device,
         limit=usable_bytes(device) if usable is None else usable,
-        cost=partial(training_bytes, regions=bool(dataset.regions)),
+        cost=partial(_bytes_of_a_step, regions=bool(dataset.regions), elastic=elastic),
     )
     entries = [
         *network_entries(network, patch, keep),
+        *selection_entries(elastic),
         *preprocess_entries(preprocess, spacing, intensity),
         *course_entries(dataset, device, seed),
     ]
@@ -170,6 +180,15 @@ def _ordered(dataset: Dataset, facts: Sequence[CaseFacts]) -> tuple[Dataset, lis
 def _overrides(dataset: Dataset, keep: Choice[float] | None) -> dict[str, Any]:
     sizes = {"in_channels": len(dataset.channels), "num_classes": dataset.num_classes}
     return sizes if keep is None else {**sizes, "keep_ratio": keep.value}
+
+
+def _bytes_of_a_step(
+    config: NetworkConfig, batch_size: int, *, regions: bool, elastic: Choice[tuple[float, ...]] | None
+) -> int:
+    """Of the step that keeps most."""
+    if elastic is not None and isinstance(config, SegmenterConfig):
+        config = config.model_copy(update={"keep_ratio": elastic.value[-1]})
+    return training_bytes(config, batch_size, regions=regions)
 
 
 def _time_step(network: Network, dataset: Dataset, device: str, seed: int) -> float | None:

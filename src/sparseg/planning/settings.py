@@ -39,6 +39,16 @@ def network_entries(network: Network, patch: Choice[Triple], keep: Choice[float]
     return entries
 
 
+def selection_entries(elastic: Choice[tuple[float, ...]] | None) -> list[Entry]:
+    """How tokens are selected while training, where it differs from the defaults."""
+    if elastic is None:
+        return []
+    return [
+        Entry("selection", None, "how tokens are selected while training"),
+        Entry("selection.elastic_keep", list(elastic.value), elastic.why),
+    ]
+
+
 def _patch_entry(patch: Choice[Triple]) -> Entry:
     return Entry("model.patch_size", list(patch.value), f"voxels of one token: {patch.why}")
 
