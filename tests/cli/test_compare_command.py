@@ -15,6 +15,8 @@ from crossval.conftest import write_dataset
 from sparseg.compare import speed
 from sparseg.compare.plan import read
 from sparseg.compare.train import read_state
+from sparseg.models.config import SegmenterConfig
+from sparseg.models.presets import preset
 
 RECIPE = {
     "preset": "test_tiny",
@@ -137,3 +139,22 @@ def test_rows_of_a_list_that_do_not_fit_are_left_out_and_settings_stay(
     again = read(tmp_path / "out").plan
     assert set(again.variants) == {*plan.variants, "random"}
     assert again.seeds == (0, 1)
+
+
+def test_without_a_recipe_rows_are_built_from_the_papers_kind_of_network(compare, tmp_path, monkeypatch):
+    from sparseg.cli import compare as command
+
+    monkeypatch.setattr(command, "_train", lambda *_: signal.SIGTERM)
+    outcome = compare("--variants", "sparse,fast", "--max-steps", "4", "--seeds", "1")
+    assert outcome.code == 128 + signal.SIGTERM, outcome.err
+    plan = read(tmp_path / "out").plan
+    assert plan.base["preset"] == "vit_tiny_p8"
+    models = {
+        name: SegmenterConfig(**{**preset(config.preset), **config.model})
+        for name, config in plan.variants.items()
+    }
+    assert {name: model.pruning_stages for name, model in models.items()} == {
+        "sparse": (3, 6, 9),
+        "fast": (0,),
+    }
+    assert [config.selection.elastic_keep for config in plan.variants.values()] == [(), ()]

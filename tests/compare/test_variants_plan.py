@@ -81,6 +81,21 @@ def test_a_recipe_without_pruning_is_refused_for_sparse_rows() -> None:
     assert settings_of("dense_p8", None, base).model["pruning_stages"] == ()
 
 
+def test_scores_of_tokens_are_refused_before_the_first_block() -> None:
+    base = {**BASE, "model": {**BASE["model"], "pruning_stages": [0]}}
+    for name in ("sparse", "mask_token", "dynamicvit", "evit"):
+        with pytest.raises(ConfigError, match=r"blocks? before") as error:
+            settings_of(name, None, base)
+        assert name in str(error.value)
+    assert settings_of("random", None, base).model["pruning_stages"] == [0]
+
+
+def test_one_token_stays_one_under_an_elastic_recipe() -> None:
+    base = {**BASE, "selection": {"elastic_keep": [0.1, 0.5]}}
+    assert settings_of("fast", None, base).selection.elastic_keep == (0.1, 0.5)
+    assert settings_of("one_token", None, base).selection.elastic_keep == ()
+
+
 def test_the_budget_and_nothing_else_ends_a_run() -> None:
     base = {**BASE, "max_minutes": 5, "patience": 2}
     steps = plan_of(base=base).variants["sparse"]

@@ -241,13 +241,20 @@ def _plan(
 
 
 def _base(cases: Cases, matched: Matched) -> dict[str, Any]:
-    """Settings common to all: the recipe's, else those that are planned for the data."""
+    """Settings common to all: the recipe's, else those that are planned for the data.
+
+    Rows are the paper's kind of network with one thing changed, so it is planned, not the fast one.
+    """
     from sparseg.cli.settings import load_settings, plan_for_device
     from sparseg.config import override
+    from sparseg.planning.network import STAGED
 
     if matched.recipe is not None:
         return override(load_settings(matched.recipe), matched.set_)
     planned = plan_for_device(cases.dataset, cases.facts, None, matched.set_)
+    staged = STAGED.get(planned.settings["preset"])
+    if staged is not None and "preset" not in override({}, matched.set_):
+        planned = plan_for_device(cases.dataset, cases.facts, staged, matched.set_)
     return override(planned.settings, matched.set_)
 
 

@@ -54,6 +54,8 @@ LISTS: dict[str, tuple[str, ...]] = {
     ),
 }
 _DENSE = ("dense_p8", "dense_p8_half", "dense_p16")
+# Scorings that ask what blocks have made of the tokens.
+_AFTER_BLOCKS = ("predictor", "gates", "class_attention")
 _PARTS = ("preset", "model", "train")
 # A name becomes a folder.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -131,7 +133,16 @@ def _baseline(name: str, base: Mapping[str, Any]) -> dict[str, Any]:
             remedy="set model.pruning_stages in the recipe, or compare dense models only",
             where=f"variant {name}",
         )
-    return merge(base, baseline_options(name, model if model.pruning_stages else None))
+    values = merge(base, baseline_options(name, model if model.pruning_stages else None))
+    stages = values["model"].get("pruning_stages", model.pruning_stages)
+    if 0 in stages and values["model"].get("scoring") in _AFTER_BLOCKS:
+        raise ConfigError(
+            "scores of tokens need blocks before the first pruning stage",
+            received=f"pruning_stages: {list(stages)}, scoring: {values['model']['scoring']}",
+            remedy="take a recipe with preset vit_tiny_p8, or none: the comparison then plans its own",
+            where=f"variant {name}",
+        )
+    return values
 
 
 def _from_file(definition: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:

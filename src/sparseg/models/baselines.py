@@ -43,7 +43,10 @@ BASELINES: dict[str, Options] = {
         "selection": {**_TAUGHT, "elastic_keep": (0.04, 0.08, 0.15, 0.3)},
     },
     # The control: with one patch token left no patch learns of another one, and only the decoder is at work.
-    "one_token": {"model": {**_FIRST, **FAST_OPTIONS, "num_keep": (1,)}},
+    "one_token": {
+        "model": {**_FIRST, **FAST_OPTIONS, "num_keep": (1,)},
+        "selection": {"elastic_keep": ()},
+    },
     "edge": {"model": _OURS, "selection": {"score_weight": 0.1, "score_target": "boundary"}},
     "random": {"model": {**_OURS, "scoring": "random"}},
     "stride": {"model": {**_OURS, "scoring": "stride"}},

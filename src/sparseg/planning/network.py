@@ -16,6 +16,8 @@ from sparseg.planning.memory import size_text
 from sparseg.shapes import Triple
 
 CANDIDATES = ("fast_tiny_p8", "fast_small_p8", "fast_base_p8")
+# The paper's kind of network in the sizes of each candidate.
+STAGED = dict(zip(CANDIDATES, ("vit_tiny_p8", "vit_small_p8", "vit_base_p8"), strict=True))
 # The paper's settings: whoever asks for them means these patches, windows and keep ratios.
 AS_PUBLISHED = ("btcv", "brats")
 DEFAULT_BATCH, MAX_BATCH = 2, 8
