@@ -100,7 +100,7 @@ def read_card(folder: Path) -> ModelCard:
             "a model card must be complete and valid",
             received=" ".join(str(error).split()),
             where=path,
-            remedy="copy the model folder again",
+            remedy="copy the model folder again; of a newer sparseg: update",
         ) from None
 
 
