@@ -162,6 +162,15 @@ def elastic_table(result: Result) -> str:
     return _markdown(["keep ratio", "patches kept", *columns], lines)
 
 
+def patient_table(result: Result) -> str:
+    """Dice of the patient that was trained on."""
+    lines = [
+        [f"`{row['row']}`", f"{fmean(row['dice']):.3f} ± {stdev(row['dice']):.3f}", str(len(row["dice"]))]
+        for row in result["rows"]
+    ]
+    return _markdown(["row", "Dice on the training patient", "seeds"], lines)
+
+
 def control_table(_: Result) -> str:
     """Of `sparseg compare` on all standing tasks: what is left without most of the tokens, or one decoder."""
     tasks = {task: _dice_of_rows(task) for task in ("small", "brain", "ct")}
@@ -234,6 +243,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "rows": rows_table,
     "elastic": elastic_table,
     "control": control_table,
+    "patient": patient_table,
 }
 
 
