@@ -173,7 +173,7 @@ def patient_table(result: Result) -> str:
 
 def control_table(_: Result) -> str:
     """Of `sparseg compare` on all standing tasks: what is left without most of the tokens, or one decoder."""
-    tasks = {task: _dice_of_rows(task) for task in ("small", "brain", "ct")}
+    tasks = {task: _dice_of_rows(task) for task in _TASKS}
     lines = [
         [f"`{name}`", *(dice.get(name, "not trained") for dice in tasks.values())]
         for name in ("one_token", "fast", "fast_elastic", "dense_p8_half", "dense_p8", "dense_p16")
@@ -183,10 +183,8 @@ def control_table(_: Result) -> str:
 
 def _dice_of_rows(task: str) -> dict[str, str]:
     """Of the newest comparison on a standing task: mean and deviation over seeds."""
-    files = sorted((ROOT / "benchmarks").glob(f"*-compare-{task}/results.json"))
-    if not files:
-        return {}
-    found = json.loads(files[-1].read_text(encoding="utf-8"))
+    *_, newest = sorted((ROOT / "benchmarks").glob(f"*-compare-{task}/results.json"))
+    found = json.loads(newest.read_text(encoding="utf-8"))
     dice = {row["variant"]: [run["dice"] for run in row["runs"] if run["finished"]] for row in found["rows"]}
     return {
         name: f"{fmean(values):.3f} ± {stdev(values):.3f}" for name, values in dice.items() if len(values) > 1
