@@ -27,7 +27,6 @@ PAGES = (
 )
 _TABLE = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 _MODELS = {
-    "fast": "`fast`: 15 % kept before the first block, half-resolution decoder",
     "sparse": "sparse patch 8",
     "dense_p8": "dense patch 8, fused attention",
     "dense_p16_monai": "dense patch 16 (MONAI UNETR), fused attention",
@@ -42,6 +41,12 @@ _STEPS = {
     "fast": "decoder at half resolution (`fast`)",
     "dense_p8_half": "dense patch 8 with that decoder (`dense_p8_half`)",
     "dense_p16_monai": "dense patch 16 (MONAI's UNETR; of the tasks `dense_p16`)",
+}
+_HEADLINE = {
+    "dense_p8": "dense patch 8",
+    "dense_p16_monai": "dense patch 16 (MONAI's UNETR)",
+    "sparse": "sparse patch 8 as in the paper, a quarter kept at each of three stages",
+    "fast": "**`fast`**: sparse patch 8, 15 % kept before the first block, half-resolution decoder",
 }
 _TASKS = ("brain", "small", "ct")
 _ROWS = {
@@ -144,6 +149,27 @@ def steps_table(result: Result) -> str:
     return _markdown([*head, *(f"Dice, `{task}`" for task in _TASKS)], lines)
 
 
+def headline_table(result: Result) -> str:
+    """Of `sparseg bench model`: times and memory against dense patch 8, beside the Dice of standing tasks."""
+    rows = {(row["variant"], row["mode"]): row for row in result["rows"]}
+    tasks = {task: _dice_of_rows(task) for task in ("brain", "small")}
+    lines = []
+    for name, words in _HEADLINE.items():
+        one, two = rows[name, "inference"], rows[name, "training"]
+        ratios = [_ratio(rows["dense_p8", row["mode"]], row) for row in (one, two)]
+        lines.append(
+            [
+                words,
+                *(f"{one['seconds']:.2f}", ratios[0], f"{two['seconds']:.2f}", ratios[1]),
+                f"{one['peak_memory_bytes'] / 2**30:.1f} / {two['peak_memory_bytes'] / 2**30:.1f}",
+                *(dice[name.removesuffix("_monai")] for dice in tasks.values()),
+            ]
+        )
+    head = ["model", "inference s", "times faster", "training step s", "times faster"]
+    head += ["peak GiB (inference / training)", *(f"Dice, `{task}`" for task in tasks)]
+    return _markdown(head, lines)
+
+
 def elastic_table(result: Result) -> str:
     """Of one model used at many keep ratios, beside models trained for one."""
     columns = {
@@ -237,6 +263,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "model": model_table,
     "files": files_table,
     "organs": organs_table,
+    "headline": headline_table,
     "steps": steps_table,
     "rows": rows_table,
     "elastic": elastic_table,
