@@ -8,7 +8,9 @@ import pytest
 
 from sparseg.errors import DatasetError, GeometryError, LabelError
 from sparseg.evaluation.folders import evaluate_folders, summary_table
+from sparseg.volumes.io import read_labels
 from sparseg.volumes.nifti_writer import write_label_map
+from sparseg.volumes.seg_nrrd import write_seg_nrrd
 
 LABELS = {0: "background", 1: "liver", 2: "tumor"}
 AFFINE = np.diag([2.0, 1.0, 3.0, 1.0])
@@ -52,6 +54,23 @@ def test_scores_per_case_and_means(folders, tmp_path):
     assert result["mean"]["dice_with_empty"] == pytest.approx((0.875 + 0.5) / 2)
     assert json.loads(out.read_text()) == result
     assert [path.name for path in out.parent.iterdir()] == ["metrics.json"]
+
+
+def test_predictions_of_3d_slicer_find_their_reference(folders):
+    pred, ref = folders
+    as_nifti = evaluate_folders(pred, ref, labels=LABELS)
+    for path, name in ((pred / "a.nii.gz", "a.seg.nrrd"), (pred / "b.nii.gz", "b.SEG.NRRD")):
+        labels = read_labels(path)
+        colours = {1: (255, 0, 0), 2: (0, 255, 0)}
+        write_seg_nrrd(
+            pred / name,
+            labels.array[0].astype(np.uint8),
+            labels.affine,
+            label_names=LABELS,
+            label_colours=colours,
+        )
+        path.unlink()
+    assert evaluate_folders(pred, ref, labels=LABELS)["classes"] == as_nifti["classes"]
 
 
 def test_table_for_the_terminal(folders):

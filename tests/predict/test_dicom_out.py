@@ -146,6 +146,20 @@ def test_frames_of_one_file_keep_their_order(tmp_path):
     require_in_place(tmp_path / "seg.dcm", ids, read_dicom_series(folder))
 
 
+def test_a_file_without_shared_macros_takes_labels_too(tmp_path):
+    """Orientation and spacing of each frame beside its position, as old converters write them."""
+    dataset = multiframe()
+    (shared,) = dataset.SharedFunctionalGroupsSequence
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        group.PixelMeasuresSequence = shared.PixelMeasuresSequence
+        group.PlaneOrientationSequence = shared.PlaneOrientationSequence
+    del dataset.SharedFunctionalGroupsSequence
+    folder = save_series(tmp_path / "s", [dataset])
+    ids = make_ids()
+    SourceSeries(folder).write(tmp_path / "seg.dcm", ids, NAMES)
+    require_in_place(tmp_path / "seg.dcm", ids, read_dicom_series(folder))
+
+
 def test_only_what_dicom_demands_is_copied(tmp_path):
     folder = save_series(tmp_path / "s", make_series(**PATIENT))
     SourceSeries(folder).write(tmp_path / "seg.dcm", make_ids(), NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,8 @@ def _label_files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.name.lower().endswith(SUFFIXES):
             continue
-        other = files.setdefault(case_name(path), path)
+        # Case names end before `.seg.nrrd`, 3D Slicer's double suffix.
+        other = files.setdefault(case_name(re.sub(r"(?i)\.seg(?=\.nrrd$)", "", path.name)), path)
         if other is not path:
             raise DatasetError(
                 "a case must have one file",

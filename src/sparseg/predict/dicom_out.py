@@ -204,7 +204,21 @@ def _read_header(item: SliceHeader, cosines: list[str]) -> Dataset:
     if item.num_frames == 1:
         dataset.ImageOrientationPatient = cosines
     else:
-        plane = Dataset()
-        plane.ImageOrientationPatient = cosines
-        dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence = [plane]
+        _share_plane(dataset, cosines)
     return dataset
+
+
+def _share_plane(dataset: Dataset, cosines: list[str]) -> None:
+    """State the frames' orientation and spacing once for all, where highdicom looks for them.
+
+    A file may say both per frame; those that differ were refused when the series was read.
+    """
+    plane = Dataset()
+    plane.ImageOrientationPatient = cosines
+    if not dataset.get("SharedFunctionalGroupsSequence"):
+        dataset.SharedFunctionalGroupsSequence = [Dataset()]
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared.PlaneOrientationSequence = [plane]
+    first = next(iter(dataset.get("PerFrameFunctionalGroupsSequence") or ()), Dataset())
+    if "PixelMeasuresSequence" not in shared and "PixelMeasuresSequence" in first:
+        shared.PixelMeasuresSequence = first.PixelMeasuresSequence
