@@ -151,6 +151,47 @@ def test_two_formats_of_one_image(tmp_path):
     assert problems(dataset) == [("file-double", "sub-01")]
 
 
+def test_images_whose_names_cannot_be_read_are_problems(tmp_path):
+    for name in ("sub-01", "sub-02", "sub-site-03", "sub-Müller", "sub-04_x"):
+        subject(tmp_path, name, "T1w")
+    touch(tmp_path, "sub-05/sub-05_T1w.nii.gz")
+    subject(tmp_path, "sub-06", "run-1_T1w")
+    touch(tmp_path, "sub-06/anat/sub-06_run_2_T1w.nii.gz")
+    subject(tmp_path, "sub-07", "T1w", session="ses-1")
+    touch(tmp_path, "sub-07/ses-2/anat/T1 weighted.nii.gz")
+    dataset = read_dataset(tmp_path, strict=False)
+    assert [case.name for case in dataset.training] == ["sub-01", "sub-02", "sub-06_run-1", "sub-07_ses-1"]
+    found = [(each.code, each.file) for each in dataset.problems if each.code == "file-name"]
+    assert sorted(file for _, file in found) == [
+        "sub-04_x/anat/sub-04_x_T1w.nii.gz",
+        "sub-05/sub-05_T1w.nii.gz",
+        "sub-06/anat/sub-06_run_2_T1w.nii.gz",
+        "sub-07/ses-2/anat/T1 weighted.nii.gz",
+        "sub-Müller/anat/sub-Müller_T1w.nii.gz",
+        "sub-site-03/anat/sub-site-03_T1w.nii.gz",
+    ]
+    with pytest.raises(
+        DatasetError, match="letters and digits only between the marks; received sub-04_x_T1w"
+    ):
+        read_dataset(tmp_path)
+
+
+def test_extras_are_no_misnamed_images(tmp_path):
+    subject(tmp_path, "sub-01", "T1w", session="ses-1")
+    subject(tmp_path, "sub-02", "T1w")
+    touch(
+        tmp_path, "sub-01/masks/lesion.nii.gz", "sub-01/ses-1/brain.nii.gz", "sub-01/ses-2/func/bold.nii.gz"
+    )
+    touch(tmp_path, "sub-02/anat/brain.nii.gz", "sub-02/anat/sub-02_T1w_defaced.nii.gz", "sub-02/README.md")
+    touch(
+        tmp_path, "sub-02/anat/._sub-02_T1w x.nii.gz", "sub-02/anat/sub-02_T1w x.json", "sub-02/atlas.nii.gz"
+    )
+    touch(tmp_path, "sub-02/anat/sub-02_hand_lesion_mask.nii.gz", "sub-03/func/sub-03_x_bold.nii.gz")
+    touch(tmp_path, "sub-03/masks/hand_roi2.nii.gz", "derivatives/x/sub-02/anat/sub-02_x_y.nii.gz")
+    dataset = read_dataset(tmp_path)
+    assert [case.name for case in dataset.training] == ["sub-01_ses-1", "sub-02"]
+
+
 def test_folders_named_sub_are_not_enough(tmp_path):
     touch(tmp_path, "sub-1/image.nii", "sub-1/seg.nii", "sub-2/image.nii", "sub-2/seg.nii")
     assert read_dataset(tmp_path).layout == "one folder per case"

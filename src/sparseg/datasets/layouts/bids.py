@@ -17,6 +17,7 @@ from sparseg.datasets.layouts.bids_files import (
     choose_source,
     dseg_names,
     files_of,
+    misnamed_of,
     subject_folders,
 )
 from sparseg.datasets.layouts.common import (
@@ -72,6 +73,9 @@ def read(path: Path, declaration: Declaration) -> Dataset:
     files = choose_source(root, None if path == root else _absolute(path))
     labels = _usable_labels(files)
     matched, problems = _match(labels, sorted(images), root)
+    problems += [
+        _misnamed(path, folder, root) for folder in subject_folders(root) for path in misnamed_of(folder)
+    ]
     by_case = _channels(images, root, problems)
     labelled = [by_case[key] for key in images if key in matched] or list(by_case.values())
     channels = choose_channels(found_channels(labelled, declaration, root), declaration, root)
@@ -194,6 +198,14 @@ def _channels(
         for key, files in images.items()
     }
     return {key: by_name(files, root, problems, case=_name(key)) for key, files in named.items()}
+
+
+def _misnamed(file: Path, subject: Path, root: Path) -> Finding:
+    message = (
+        "images must lie in sub-LABEL/[ses-LABEL/]anat and be called sub-LABEL[_ses-LABEL][_KEY-VALUE]_SUFFIX,"
+        f" letters and digits only between the marks; received {file.name}"
+    )
+    return problem("file-name", message, "rename or move the file", file=file, root=root, case=subject.name)
 
 
 def _doubles(files: Sequence[BidsFile]) -> list[BidsFile]:

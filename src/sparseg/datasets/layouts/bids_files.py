@@ -16,6 +16,8 @@ from sparseg.errors import DatasetError
 LABEL_SUFFIXES = ("dseg", "mask", "probseg")
 # Series over time or direction, and field maps: no channels of a volume.
 _OTHER_DATA = {"func", "fmap", "dwi", "perf", "eeg", "ieeg", "meg", "beh", "nirs", "motion", "mrs", "micr"}
+# The last word of a name that says, by the rules or not, that the file holds labels.
+_LABEL = re.compile(r"(?:seg|mask|label|lesion|roi)[^_]*$", re.IGNORECASE)
 _ENTITY = re.compile(r"([a-zA-Z]+)-([a-zA-Z0-9+]+)")
 
 
@@ -50,16 +52,44 @@ def subject_folders(root: Path) -> list[Path]:
 
 def files_of(subject: Path) -> list[BidsFile]:
     """Volumes of one subject in its data folders, with or without sessions, sorted."""
-    folders = []
-    for folder in subfolders(subject):
-        folders += subfolders(folder) if folder.name.startswith("ses-") else [folder]
+    parsed = (parse_name(path) for folders in _parts(subject).values() for path in _volumes(folders))
+    return [file for file in parsed if file is not None and "sub" in file.entities]
+
+
+def misnamed_of(subject: Path) -> list[Path]:
+    """Volumes of one subject that are no images of a case only because of their names or folders.
+
+    Labels of any kind are none of them. Beside images of the same session, neither are files named after one
+    (`sub-01_T1w_brain` beside `sub-01_T1w`) or not after any subject.
+    """
+    files = files_of(subject)
+    known = {file.path for file in files}
     found = []
-    for folder in folders:
-        if folder.name in _OTHER_DATA:
-            continue
-        parsed = (parse_name(path) for path in image_files(folder))
-        found += [file for file in parsed if file is not None and "sub" in file.entities]
+    for top, folders in _parts(subject).items():
+        images = [f for f in files if f.path.is_relative_to(top) and f.suffix not in LABEL_SUFFIXES]
+        others = [path for path in _volumes(folders) if path not in known]
+        if images:
+            starts = tuple(f"{stem(file.path)}_" for file in images)
+            others = [p for p in others if p.name.startswith("sub-") and not p.name.startswith(starts)]
+        else:
+            others += image_files(top)
+        found += [path for path in others if not _LABEL.search(stem(path))]
     return found
+
+
+def _parts(subject: Path) -> dict[Path, list[Path]]:
+    """A subject and its sessions, each with its data folders."""
+    parts: dict[Path, list[Path]] = {subject: []}
+    for folder in subfolders(subject):
+        if folder.name.startswith("ses-"):
+            parts[folder] = subfolders(folder)
+        else:
+            parts[subject].append(folder)
+    return {top: [f for f in folders if f.name not in _OTHER_DATA] for top, folders in parts.items()}
+
+
+def _volumes(folders: Sequence[Path]) -> list[Path]:
+    return [path for folder in folders for path in image_files(folder)]
 
 
 def choose_source(root: Path, chosen: Path | None) -> list[BidsFile]:
