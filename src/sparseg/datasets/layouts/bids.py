@@ -202,8 +202,8 @@ def _channels(
 
 def _misnamed(file: Path, subject: Path, root: Path) -> Finding:
     message = (
-        "images must lie in sub-LABEL/[ses-LABEL/]anat and be called sub-LABEL[_ses-LABEL][_KEY-VALUE]_SUFFIX,"
-        f" letters and digits only between the marks; received {file.name}"
+        "images must lie in sub-LABEL/[ses-LABEL/]anat and be called sub-LABEL[_KEY-VALUE]_SUFFIX, "
+        f"letters and digits only between the marks; received {file.name}"
     )
     return problem("file-name", message, "rename or move the file", file=file, root=root, case=subject.name)
 
