@@ -87,11 +87,30 @@ def test_nnunet_problems(tmp_path):
         read_dataset(tmp_path)
 
 
+def test_nnunet_cases_of_another_ending_are_problems(tmp_path):
+    for name in ("a", "b"):
+        touch(
+            tmp_path,
+            f"imagesTr/{name}_0000.nii.gz",
+            f"imagesTr/{name}_0001.nii.gz",
+            f"labelsTr/{name}.nii.gz",
+        )
+    touch(tmp_path, "imagesTr/c_0000.nii", "imagesTr/c_0001.nii", "labelsTr/c.nii", "imagesTs/t_0000.mha")
+    touch(tmp_path, "labelsTr/a.nii", "imagesTr/b_0001.nrrd", "imagesTr/README.txt", "imagesTr/.x.nii")
+    dataset = read_dataset(describe(tmp_path, numTraining=3), strict=False)
+    assert list(files(dataset)) == ["a", "b"]
+    assert problems(dataset) == [
+        ("file-name", "c", "imagesTr/c_0000.nii"),
+        ("file-name", "t", "imagesTs/t_0000.mha"),
+    ]
+    with pytest.raises(DatasetError, match=r"must end in \.nii\.gz, the file_ending; received c_0000\.nii;"):
+        read_dataset(tmp_path)
+
+
 def test_nnunet_regions_endings_and_version_1(tmp_path):
     labels = {"background": 0, "whole": [1, 2], "core": [2]}
     root = describe(tmp_path / "r", labels=labels, regions_class_order=[1, 2], file_ending=".mha")
     touch(root, "imagesTr/a_0000.mha", "imagesTr/a_0001.mha", "labelsTr/a.mha")
-    touch(root, "imagesTr/b_0000.nii.gz")
     dataset = read_dataset(root)
     assert dataset.regions == {"whole": (1, 2), "core": (2,)}
     assert files(dataset) == {"a": (["a_0000.mha", "a_0001.mha"], "a.mha")}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sparseg.datasets.declaration import Declaration
 from sparseg.datasets.findings import Finding
 from sparseg.datasets.label_table import Regions
 from sparseg.datasets.layouts import decathlon, description
-from sparseg.datasets.layouts.common import Entry, Split, build, image_files, problem, subfolders
+from sparseg.datasets.layouts.common import Entry, Split, build, image_files, problem, stem, subfolders
 from sparseg.errors import DatasetError
 from sparseg.volumes.io import SUFFIXES
 
@@ -113,6 +113,7 @@ def _from_folders(
         for name in folders
     )
     cases, unnumbered = group_channels(images.items())
+    problems += _of_other_ending(root, folders, ending, cases.keys() | labels.keys())
     for path in unnumbered:
         message = f"image names must end in a channel number, such as CASE_0000{ending}"
         problems.append(problem("file-name", message, "rename the file", file=path, root=root))
@@ -128,6 +129,22 @@ def _from_folders(
         files = tuple(found.get(number) for number in range(num_channels))
         entries.append(Entry(files, labels.get(name), name=name, split=split))
     return entries
+
+
+def _of_other_ending(
+    root: Path, folders: tuple[str, str], ending: str, names: Collection[str]
+) -> Iterator[Finding]:
+    """One problem for every case that has files of another ending only."""
+    seen = set(names)
+    for folder in (root / name for name in folders):
+        for path in image_files(folder) if folder.is_dir() else ():
+            match = _CHANNEL.fullmatch(stem(path)) if folder.name == folders[0] else None
+            name = match[1] if match else stem(path)
+            if not path.name.lower().endswith(ending.lower()) and name not in seen:
+                seen.add(name)
+                message = f"all volumes must end in {ending}, the file_ending; received {path.name}"
+                remedy = "convert the files of the case, or correct file_ending in dataset.json"
+                yield problem("file-name", message, remedy, file=path, root=root, case=name)
 
 
 def _mapped(mapping: Mapping[str, Any], root: Path, file: Path) -> list[Entry]:
