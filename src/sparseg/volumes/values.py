@@ -65,7 +65,8 @@ def label_values(values: np.ndarray, *, where: str) -> np.ndarray:
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
         return values.astype(np.int32)
     with np.errstate(invalid="ignore"):
-        bad = (values < 0) | (values > _MAX_LABEL)
+        # Beside float32 values 2^31 - 1 would itself be rounded, to 2^31.
+        bad = (values < 0) | (values >= _MAX_LABEL + 1.0)
         if values.dtype.kind == "f":
             bad |= values != np.rint(values)
     if bad.any():
