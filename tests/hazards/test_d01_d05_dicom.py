@@ -188,6 +188,8 @@ def test_d5_no_pixel_data(tmp_path: Path) -> None:
         ("PhotometricInterpretation", "MONOCHROME1", "dicom-pixels"),
         ("SamplesPerPixel", 3, "dicom-pixels"),
         ("BitsAllocated", 12, "dicom-pixels"),
+        ("HighBit", 14, "dicom-pixels"),
+        ("BitsStored", 12, "dicom-pixels"),
         ("Rows", 0, "dicom-size"),
         ("Rows", None, "dicom-header"),
         ("NumberOfFrames", 2, "dicom-multiframe"),

@@ -234,6 +234,17 @@ def _check_pixels(dataset: Dataset, path: Path) -> None:
     if dataset.get("BitsAllocated") not in (8, 16, 32) or dataset.get("PixelRepresentation") not in (0, 1):
         received = f"{dataset.get('BitsAllocated')} bits, representation {dataset.get('PixelRepresentation')}"
         raise _refuse(VolumeError, "pixels must be integers of 8, 16 or 32 bits", received, path, "pixels")
+    stored, high = dataset.get("BitsStored"), dataset.get("HighBit")
+    if None not in (stored, high) and high != stored - 1:
+        # Decoders take the lowest bits, so that such values would come out multiplied.
+        received = f"HighBit {high}, BitsStored {stored}"
+        raise _refuse(
+            VolumeError,
+            "pixels must fill the lowest bits (HighBit = BitsStored - 1)",
+            received,
+            path,
+            "pixels",
+        )
     if dataset.get("ModalityLUTSequence"):
         raise _refuse(
             VolumeError, "pixel values must be rescaled linearly", "a modality lookup table", path, "rescale"
