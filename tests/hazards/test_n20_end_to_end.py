@@ -89,6 +89,17 @@ def itk(name: str, dtype: str = "f4", *, turn: bool = False, compress: bool = Tr
     return make
 
 
+def copied(name: str) -> Callable[[Path], Made]:
+    """A NIfTI file that SimpleITK saved under another format, with the fields of its header as metadata."""
+
+    def make(folder: Path) -> Made:
+        source = save(folder.parent / "source.nii.gz", nifti_bytes())
+        sitk.WriteImage(sitk.ReadImage(str(source)), str(folder / name))
+        return Made(folder / name, base_affine(), truth(base_array()))
+
+    return make
+
+
 def turned(name: str, *signs: int) -> Callable[[Path], Made]:
     """Oblique, with both forms and their codes different."""
     affine = rotated(base_affine() @ np.diag([*signs, 1]))
@@ -140,6 +151,9 @@ MAKERS: dict[str, Callable[[Path], Made]] = {
     "mha": itk("a_mha.mha"),
     "mha, uint16, oblique": itk("b_mha.mha", "u2", turn=True),
     "mhd": itk("c_mhd.mhd", "i2", compress=False),
+    "mha made from nifti": copied("d_mha.mha"),
+    "mhd made from nifti": copied("e_mhd.mhd"),
+    "nrrd made from nifti": copied("f_nrrd.nrrd"),
     **{f"DICOM {kind}": series(kind) for kind in ("folder", "zipped", "multiframe")},
 }
 

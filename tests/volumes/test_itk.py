@@ -105,6 +105,8 @@ def changed(path: Path, *pairs: tuple[str, str]) -> Path:
         ("a.mha", [("BinaryDataByteOrderMSB = False", "BinaryDataByteOrderMSB = True")]),
         ("a.mha", [("Offset", "Position"), ("TransformMatrix", "Rotation")]),
         ("a.mha", [("ElementSpacing", "ElementSize = 1 1 1\nElementSpacing")]),
+        ("a.mha", [("DimSize", "0008|0060 = CT\n0008|103e = \xc3\xbc = 2\ndim[0] = 3\naux_file =\nDimSize")]),
+        ("a.mha", [("DimSize", "Echo = 4\nEcho = 5\nDimSize")]),
     ],
 )  # fmt: skip
 def test_unusual_headers_read_as_simpleitk_does(
@@ -115,6 +117,31 @@ def test_unusual_headers_read_as_simpleitk_does(
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.array, array)
     np.testing.assert_allclose(volume.affine, affine, atol=1e-9)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_n20_metaimage_made_from_nifti_and_dicom(tmp_path: Path, suffix: str, compressed: bool) -> None:
+    """ITK copies the fields of the file that an image came from into the header: dim[0], 0008|0060."""
+    image = sitk.ReadImage(str(saved(tmp_path / "a.nii.gz", numbers())))
+    image.SetMetaData("0008|0060", "CT")
+    path = tmp_path / f"b{suffix}"
+    sitk.WriteImage(image, str(path), compressed)
+    assert b"\ndim[0] = 3\n" in path.read_bytes()
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array, numbers())
+    np.testing.assert_allclose(volume.affine, oblique(), atol=1e-4)
+    np.testing.assert_array_equal(read_labels(path).array, numbers())
+
+
+@pytest.mark.parametrize(
+    "line", ["DimSize = 7 6 5", "Offset = 0 0 0", "CompressedData = False", "= 3", "dim[0]"]
+)
+def test_fields_that_are_read_are_stated_once(tmp_path: Path, line: str) -> None:
+    path = changed(saved(tmp_path / "a.mha", numbers()), ("ElementType", f"{line}\nElementType"))
+    with pytest.raises(VolumeError) as info:
+        read_volume(path)
+    assert info.value.code == "itk-not-metaimage"
 
 
 def test_a_long_of_metaimage_has_four_bytes(tmp_path: Path) -> None:

@@ -37,10 +37,29 @@ _DTYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-_NAME = re.compile(r"[A-Za-z][\w.\- ]*")
+_FIRST_NAME = re.compile(r"[A-Za-z][\w.\- ]*")
 _MATRIX = ("TransformMatrix", "Rotation", "Orientation")
 _ORIGIN = ("Offset", "Position", "Origin")
 _SPACING = ("ElementSpacing", "ElementSize")
+_ORDER = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+# What is read below. ITK writes metadata of any name beside them: dim[0] of NIfTI, 0008|0060 of DICOM.
+_KNOWN = {
+    *_MATRIX,
+    *_ORIGIN,
+    *_SPACING,
+    *_ORDER,
+    "ObjectType",
+    "NDims",
+    "DimSize",
+    "HeaderSize",
+    "BinaryData",
+    "CompressedData",
+    "CompressedDataSize",
+    "ElementType",
+    "ElementNumberOfChannels",
+    "ElementToIntensityFunctionSlope",
+    "ElementToIntensityFunctionOffset",
+}
 
 
 def parse_metaimage(raw: bytes, where: Path) -> TextHeader:
@@ -106,7 +125,8 @@ def _fields(raw: bytes, where: Path) -> tuple[dict[str, str], int]:
             continue
         name, mark, value = line.partition("=")
         name = name.strip()
-        if not mark or name in fields or not _NAME.fullmatch(name):
+        twice = name in _KNOWN and name in fields
+        if not mark or not name or twice or not (fields or _FIRST_NAME.fullmatch(name)):
             raise bad_header(
                 "every header line must be 'Field = value', each field once",
                 repr(line[:60]),
@@ -141,7 +161,7 @@ def _dtype(fields: dict[str, str], where: Path) -> np.dtype[np.generic]:
     if real_numbers(f"{slope} {offset}", "ElementToIntensityFunction", 2, where).tolist() != [1.0, 0.0]:
         # ITK reads past these fields, so no two tools agree on what the values are.
         raise bad_header("the values must be stored unscaled", f"{slope} and {offset}", where, "scaled")
-    names = [name for name in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB") if name in fields]
+    names = [name for name in _ORDER if name in fields]
     big = {_flag(fields, name, where) for name in names} or {False}
     if len(big) > 1:
         raise bad_header("the byte order must be stated once", names, where, "header")
