@@ -130,6 +130,12 @@ def test_datalist_as_plain_lists(tmp_path):
         ({"training": ["a.nii"], "labels": ["liver"]}, "'labels', a filled object"),
         ({"training": ["a.nii"], "labels": LABELS, "regions": [1]}, "'regions' must map names"),
         ({"training": ["a.nii", "a.nii"]}, "name of its own"),
+        (
+            {"training": ["a.nii"], "val": [{"image": "b.nii"}]},
+            "received 'val'; call it validation, or",
+        ),
+        ({"training": ["a.nii"], "Train": ["b.nii"]}, "received 'Train'; call it training, or"),
+        ({"training": ["a.nii"], "unlabelled": ["b.nii"]}, "call it what its cases are for, or remove it"),
     ],
 )
 def test_datalist_faults(tmp_path, content, message):
@@ -137,6 +143,28 @@ def test_datalist_faults(tmp_path, content, message):
     with pytest.raises(DatasetError, match=message) as caught:
         read_dataset(write_list(tmp_path, content))
     assert caught.value.remedy
+
+
+def test_other_keys_of_a_datalist_are_left_alone(tmp_path):
+    touch(tmp_path, "a.nii", "b.nii")
+    content = {"training": ["a.nii"], "testing": ["b.nii"], "val": [], "authors": ["x"], "numTraining": 1}
+    extras = {
+        "tags": [{"name": "x"}],
+        "val_ids": ["a", "b"],
+        "licence": "b.nii",
+        "test_labels": ["b_seg.nii"],
+    }
+    assert len(read_dataset(write_list(tmp_path, content | extras)).cases) == 2
+
+
+def test_a_decathlon_list_under_another_key_is_refused(tmp_path):
+    touch(tmp_path, "a.nii.gz", "a_seg.nii.gz", "b.nii.gz", "b_seg.nii.gz")
+    entries = [{"image": f"{n}.nii.gz", "label": f"{n}_seg.nii.gz"} for n in "ab"]
+    content = {"modality": {"0": "CT"}, "labels": LABELS, "training": entries[:1], "valid": entries[1:]}
+    write_list(tmp_path, content, "dataset.json")
+    with pytest.raises(DatasetError, match="must be called training, validation, test") as caught:
+        read_dataset(tmp_path, strict=False)
+    assert caught.value.code == "split-unknown"
 
 
 def test_two_lists_and_other_json(tmp_path):

@@ -18,7 +18,6 @@ from sparseg.datasets.layouts.common import (
     build,
     default_channels,
     distinct_names,
-    is_image,
     usual_number,
 )
 from sparseg.errors import DatasetError
@@ -49,10 +48,7 @@ def _lists_images(content: Any) -> bool:
 
 
 def _names_image(items: Any) -> bool:
-    first = items[0] if isinstance(items, list) and items else None
-    return (
-        is_image(Path(first).name) if isinstance(first, str) else isinstance(first, dict) and "image" in first
-    )
+    return isinstance(items, list) and bool(items) and description.names_image(items[0])
 
 
 def read(path: Path, declaration: Declaration) -> Dataset:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sparseg.datasets.label_table import Regions, parse_labels
-from sparseg.datasets.layouts.common import Entry, Split
+from sparseg.datasets.layouts.common import Entry, Split, is_image
 from sparseg.errors import DatasetError
 
 # The keys of a list of cases and what they are for; Auto3DSeg writes "testing".
@@ -19,6 +20,8 @@ SECTIONS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
+_STARTS = {"train": "training", "val": "validation", "test": "test"}
+_LABEL_KEY = re.compile(r"(?:^|_)(?:label|seg|mask)", re.IGNORECASE)
 Resolve = Callable[[str], Path]
 
 
@@ -125,8 +128,10 @@ def read_sections(content: Mapping[str, Any], resolve: Resolve, file: Path) -> l
         file: For messages.
 
     Raises:
-        DatasetError: a list or entry of another form; a fold beside a validation list.
+        DatasetError: a list or entry of another form; a list of images under another key; a fold beside a
+            validation list.
     """
+    _refuse_other_lists(content, file)
     entries: list[Entry] = []
     for key, split in SECTIONS.items():
         items = content.get(key) or []
@@ -140,6 +145,28 @@ def read_sections(content: Mapping[str, Any], resolve: Resolve, file: Path) -> l
         entries += [replace(read_entry(item, key, resolve, file), split=split) for item in items]
     require_one_split(entries, file)
     return entries
+
+
+def names_image(item: Any) -> bool:
+    """Whether an item of a list is the path of a volume, or an object with `image`."""
+    return is_image(Path(item).name) if isinstance(item, str) else isinstance(item, dict) and "image" in item
+
+
+def _refuse_other_lists(content: Mapping[str, Any], file: Path) -> None:
+    """Refuse cases under a key that would not be read, such as `val`; lists of label files are no cases."""
+    for key, items in content.items():
+        if key in SECTIONS or not isinstance(items, list) or not any(map(names_image, items)):
+            continue
+        if _LABEL_KEY.search(key) and all(isinstance(item, str) for item in items):
+            continue
+        meant = next((name for start, name in _STARTS.items() if key.lower().startswith(start)), "")
+        raise DatasetError(
+            f"lists of cases must be called {', '.join(SECTIONS)}",
+            received=repr(key)[:80],
+            where=file,
+            remedy=f"call it {meant or 'what its cases are for'}, or remove it",
+            code="split-unknown",
+        )
 
 
 def read_entry(item: Any, key: str, resolve: Resolve, file: Path) -> Entry:
