@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from sparseg.config import Config, load_yaml, merge, override, parse_config, to_yaml
+from sparseg.config import (
+    Config,
+    dump_yaml,
+    load_yaml,
+    merge,
+    override,
+    parse_config,
+    parse_yaml,
+    to_yaml,
+)
 from sparseg.errors import ConfigError
 from sparseg.models.config import SegmenterConfig
 from sparseg.preprocessing.config import PAPER_ABDOMEN_CT
@@ -99,7 +108,27 @@ def test_merge_goes_mapping_by_mapping() -> None:
     assert base == {"a": {"b": 1, "c": 2}, "d": [1]}
 
 
-def test_exponents_without_a_point_are_numbers() -> None:
-    # YAML 1.1 reads 1e-3 as text; the settings take it all the same.
-    values = override({}, ["optimizer.lr=1e-3"])
-    assert parse_config(TrainConfig, values).optimizer.lr == 1e-3
+def test_exponents_are_numbers_and_such_text_is_quoted() -> None:
+    """YAML 1.1 reads 1e-3 and 1.5e3 as text; YAML 1.2 does not."""
+    values = override({}, ["optimizer.lr=1e-3", "model.keep_ratio=5e-1"])
+    settings = parse_config(TrainConfig, values)
+    assert (settings.optimizer.lr, settings.model["keep_ratio"]) == (1e-3, 0.5)
+    assert parse_yaml("[1.5e3, -2E4, .5e+1, 1e, 0x1e, '1e3', 1e3x]") == [
+        1.5e3,
+        -2e4,
+        5.0,
+        "1e",
+        30,
+        "1e3",
+        "1e3x",
+    ]
+    assert parse_yaml(dump_yaml({"name": "1e3", "value": 1e3})) == {"name": "1e3", "value": 1000.0}
+
+
+def test_a_key_given_twice_is_refused_but_not_one_laid_over_another(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("optimizer:\n  lr: 1\n  warmup_steps: 2\n  lr: 3\n")
+    with pytest.raises(ConfigError, match="key 'lr' stands twice"):
+        load_yaml(file)
+    file.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\n")
+    assert load_yaml(file) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 3, "y": 4}}

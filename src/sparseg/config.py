@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,44 @@ class Config(BaseModel):
     """Frozen settings. Fields are keyword-only; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and reads 1e-3 as a number, as YAML 1.2 does."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML that quotes text which `_Loader` would read as a number."""
+
+
+_EXPONENT = re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Read plain YAML values.
+
+    Raises:
+        yaml.YAMLError: not YAML, more than plain values, or a key given twice.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def dump_yaml(value: Any, **options: Any) -> str:
+    """Write plain values so that `parse_yaml` reads the same; `options` are those of `yaml.dump`."""
+    text: str = yaml.dump(value, Dumper=_Dumper, **options)
+    return text
 
 
 def parse_config(kind: type[ConfigT], values: Mapping[str, Any], *, where: object = "") -> ConfigT:
@@ -53,7 +92,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: missing file, invalid YAML, or not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("the configuration file must exist", where=path, remedy="check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -89,7 +128,7 @@ def override(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str,
                 "an override must read key=value", received=assignment, remedy="e.g. optimizer.lr=1e-3"
             )
         try:
-            value = yaml.safe_load(text)
+            value = parse_yaml(text)
         except yaml.YAMLError:
             raise ConfigError(
                 "an override's value must be valid YAML", received=assignment, remedy="e.g. optimizer.lr=1e-3"
@@ -126,4 +165,4 @@ def _copy_mapping(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """Return the settings as YAML text in field order."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"), sort_keys=False)

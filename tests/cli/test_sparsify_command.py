@@ -12,7 +12,16 @@ from cli.test_train_command import make_dataset
 from sparseg.checkpoints.adapters import from_monai_unetr
 from sparseg.checkpoints.folder import load_model, read_card
 
-DENSE = ("--preset", "test_tiny", "--set", "model.pruning_stages=[]", "--set", "model.keep_ratio=1.0")
+DENSE = (
+    "--preset",
+    "test_tiny",
+    "--set",
+    "model.pruning_stages=[]",
+    "--set",
+    "model.keep_ratio=1.0",
+    "--fold",
+    "1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +59,7 @@ def test_a_dense_run_becomes_a_sparse_one_that_can_go_on(sparsify, sparseg, dens
     stored = yaml.safe_load((tmp_path / "sparse" / "config.yaml").read_text())
     assert (stored["batch_size"], stored["augment"]["noise"]) == (1, [0.5, 0.01])  # of the dense run
     assert (stored["distill"]["weight"], stored["selection"]["warmup_share"]) == (1.0, 0.3)
+    assert stored["fold"] == 1
     cards = [read_card(tmp_path / name) for name in ("sparse", "sparse/teacher")]
     assert cards[0].preprocess == cards[1].preprocess == read_card(dense_run / "dense").preprocess
     splits = [path / "splits.json" for path in (tmp_path / "sparse", dense_run / "dense")]
@@ -60,6 +70,24 @@ def test_a_dense_run_becomes_a_sparse_one_that_can_go_on(sparsify, sparseg, dens
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("3 steps in ")
     sparsify().refused("a new run needs an empty folder")
+
+
+@pytest.mark.slow
+def test_the_best_model_of_a_run_brings_its_folds_and_settings(sparsify, dense_run, tmp_path):
+    """The new model must be judged on cases that the dense one did not see."""
+    outcome = sparsify("--max-steps", "1", model=dense_run / "dense" / "best")
+    assert outcome.code == 0, outcome.err
+    stored = yaml.safe_load((tmp_path / "sparse" / "config.yaml").read_text())
+    assert (stored["fold"], stored["batch_size"]) == (1, 1)
+    splits = [path / "splits.json" for path in (tmp_path / "sparse", dense_run / "dense")]
+    assert splits[0].read_bytes() == splits[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_folds_given_anew_begin_with_the_first(sparsify, dense_run, tmp_path):
+    outcome = sparsify("--max-steps", "1", "--splits", dense_run / "dense" / "splits.json")
+    assert outcome.code == 0, outcome.err
+    assert yaml.safe_load((tmp_path / "sparse" / "config.yaml").read_text())["fold"] == 0
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import math
 import pytest
 
 from crossval.conftest import SPLITS, write_progress
+from sparseg.crossval.collect import require_finished
 from sparseg.crossval.folder import (
     create,
     exists,
@@ -18,8 +19,11 @@ from sparseg.crossval.folder import (
 )
 from sparseg.crossval.status import FoldStatus, last_error, read_status
 from sparseg.datasets.dataset import Case, Dataset
+from sparseg.datasets.splits import Splits
 from sparseg.errors import ConfigError, DatasetError
+from sparseg.training import log
 from sparseg.training.config import TrainConfig
+from training.toy import run_toy, write_toy_dataset
 
 
 def make_dataset(names, root):
@@ -49,6 +53,18 @@ def test_a_folder_with_other_files_is_refused_one_with_a_cut_off_start_is_not(tm
         create(tmp_path / "mine", TrainConfig(), SPLITS)
     with pytest.raises(ConfigError, match="start it first"):
         read(tmp_path / "mine")
+
+
+def test_a_single_training_is_no_cross_validation(tmp_path):
+    """It has settings and folds, too; folds trained into it would stand beside its own model."""
+    run = tmp_path / "run"
+    create(run, TrainConfig(), SPLITS)
+    (run / "manifest.json").write_text("{}")
+    assert not exists(run)
+    with pytest.raises(ConfigError, match="empty folder; received a single training"):
+        create(run, TrainConfig(), SPLITS)
+    with pytest.raises(ConfigError, match="received a single training"):
+        read(run)
 
 
 def test_going_on_keeps_the_settings(tmp_path):
@@ -92,6 +108,18 @@ def test_status_of_a_run(tmp_path):
     assert read_status(tmp_path / "run", 1) == FoldStatus(1, False, True, 5, 0.1, 0.75)
     write_progress(tmp_path / "run", step=6, finished=True)
     assert read_status(tmp_path / "run", 1).finished
+
+
+def test_a_fold_that_patience_ended_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr("sparseg.training.loop.validate", lambda *_, **__: [0.5, 0.5])
+    monkeypatch.setattr(log, "draw", lambda _: None)
+    dataset = write_toy_dataset(tmp_path / "data")
+    found = create(tmp_path / "cv", TrainConfig(), Splits((("case0",), ("case1", "case2"))))
+    for fold in found.folds:
+        run_toy(dataset, found.run(fold), fold=fold, max_steps=9, validate_every=1, patience=1)
+        status = read_status(found.run(fold), fold)
+        assert (status.finished, status.step) == (True, 2)
+    require_finished(found)
 
 
 def test_only_the_tail_of_a_long_log_is_read(tmp_path):

@@ -92,17 +92,18 @@ def sparsify(
     with ranks.joined(), progress_bar(visible=ranks.rank() == 0) as bar:
         watcher = Watcher(bar, muted=ranks.rank() > 0)
         found, facts, settings = ranks.of_main_process(
-            lambda: _order(model, dataset, out, _settle(model, config, set_, given), watcher, skip_bad)
+            lambda: _order(
+                model, dataset, out, _settle(model, config, set_, given, splits), watcher, skip_bad
+            )
         )
         watcher.begin(settings.max_minutes, settings.max_steps)
-        kept = model / start.SPLITS
         run, reason, received = start.train(
             found,
             facts,
             out,
             settings,
             watcher,
-            splits=splits or (kept if kept.is_file() else None),
+            splits=splits or _folds_of(model),
             on_size=watcher.on_size,
             on_case=watcher.on_prepared,
         )
@@ -111,6 +112,21 @@ def sparsify(
         sys.stdout.write(f"tokens per window of {'x'.join(map(str, run.model_config.roi_size))}: {tokens}\n")
     command = f"{ranks.launch_command()}sparseg train {dataset} --out {out} --resume"
     return finish(run, reason, received, command)
+
+
+def _run_of(model: Path) -> Path | None:
+    """Return the training run that MODEL is, or is the best or last model of; None for others."""
+    from sparseg.training.start import CONFIG
+
+    places = [model, model.parent] if model.name in ("best", "last") else [model]
+    return next((place for place in places if (place / CONFIG).is_file()), None)
+
+
+def _folds_of(model: Path) -> Path | None:
+    from sparseg.training.start import SPLITS
+
+    run = _run_of(model)
+    return run / SPLITS if run is not None and (run / SPLITS).is_file() else None
 
 
 class _Order(NamedTuple):
@@ -152,16 +168,19 @@ def _order(
 
 
 def _settle(
-    model: Path, config: Path | None, set_: Sequence[str], given: dict[str, Any]
+    model: Path, config: Path | None, set_: Sequence[str], given: dict[str, Any], splits: Path | None
 ) -> tuple[_Dense, TrainConfig]:
-    """Read the dense model and settle the settings: its run's, ours, the file's, then --set and flags."""
+    """Read the dense model and settle the settings: its run's, ours, the file's, then --set and flags.
+
+    With the folds of its run goes its fold: what the dense model was trained on must not judge the new one.
+    """
     from sparseg.config import merge, override
     from sparseg.errors import ConfigError
     from sparseg.training.teacher import sparse_settings
 
     own = override(merge(_DEFAULTS, load_settings(config)), set_)
     changes = own.pop("model", {})
-    dense = _read(model, changes)
+    dense = _read(model, changes, with_fold=splits is None and _folds_of(model) is not None)
     network = sparse_settings(dense.net.config, changes)
     for name in ("in_channels", "num_classes"):  # the dataset decides them, and is compared later
         del network[name]
@@ -178,13 +197,13 @@ def _settle(
     return dense, settings
 
 
-def _read(model: Path, changes: dict[str, Any]) -> _Dense:
+def _read(model: Path, changes: dict[str, Any], *, with_fold: bool) -> _Dense:
     from sparseg.checkpoints.adapters_monai import read_monai_unetr
     from sparseg.checkpoints.folder import load_model, read_card
     from sparseg.errors import ConfigError
     from sparseg.models.segmenter import SparseUNETR
     from sparseg.shapes import as_triple
-    from sparseg.training.start import CONFIG, stored_config
+    from sparseg.training.start import stored_config
 
     if model.is_file():
         roi = changes.get("roi_size")
@@ -202,9 +221,10 @@ def _read(model: Path, changes: dict[str, Any]) -> _Dense:
             code="sparsify-source",
         )
     base: dict[str, Any] = {}
-    if (model / CONFIG).is_file():
-        stored = stored_config(model).model_dump()
-        base = {name: stored[name] for name in _KEPT}
+    run = _run_of(model)
+    if run is not None:
+        stored = stored_config(run).model_dump()
+        base = {name: stored[name] for name in (*_KEPT, *(["fold"] if with_fold else []))}
     return _Dense(net, card, base | {"preprocess": card.preprocess.model_dump(), "overlap": card.overlap})
 
 

@@ -19,6 +19,7 @@ from sparseg.datasets.dataset import Dataset, some
 from sparseg.datasets.splits import Splits, read_splits, write_splits
 from sparseg.errors import ConfigError, DatasetError
 from sparseg.training.config import TrainConfig
+from sparseg.training.manifest import FILE as MANIFEST
 from sparseg.volumes.atomic import write_bytes_atomically
 
 CONFIG, SPLITS = "config.yaml", "splits.json"
@@ -76,7 +77,7 @@ def create(
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - own):
         raise ConfigError(
             "a new cross-validation needs an empty folder",
-            received="a folder that holds other files" if folder.is_dir() else "a file",
+            received=_what_is(folder),
             remedy="choose another --out",
             where=folder,
             code="cv-folder",
@@ -90,9 +91,15 @@ def create(
     return CrossValidation(folder, config, splits)
 
 
+def _what_is(folder: Path) -> str:
+    if not folder.is_dir():
+        return "a file"
+    return "a single training" if (folder / MANIFEST).exists() else "a folder that holds other files"
+
+
 def exists(folder: Path) -> bool:
-    """Whether a folder holds a cross-validation to go on with."""
-    return (folder / CONFIG).is_file() and (folder / SPLITS).is_file()
+    """Whether a folder holds a cross-validation to go on with; a single training has the same two files."""
+    return (folder / CONFIG).is_file() and (folder / SPLITS).is_file() and not (folder / MANIFEST).exists()
 
 
 def read(folder: Path) -> CrossValidation:
@@ -105,7 +112,7 @@ def read(folder: Path) -> CrossValidation:
     if not exists(folder):
         raise ConfigError(
             f"a cross-validation holds {CONFIG} and {SPLITS}",
-            received="not both",
+            received="a single training" if (folder / MANIFEST).exists() else "not both",
             remedy="start it first: sparseg cv DATASET --out FOLDER",
             where=folder,
             code="cv-none",

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
+from sparseg.config import dump_yaml
 
 _SEAL = "# unedited: "
 _WIDTH = 100
@@ -78,5 +78,5 @@ def _hash(body: str) -> str:
 
 def _inline(value: Any) -> str:
     """One value on one line, as YAML reads it back."""
-    text = yaml.safe_dump([value], default_flow_style=True, width=float("inf"), allow_unicode=True)
+    text = dump_yaml([value], default_flow_style=True, width=float("inf"), allow_unicode=True)
     return text.strip()[1:-1]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from sparseg.config import dump_yaml
 from sparseg.datasets.declaration import FILE
 from sparseg.datasets.writers.written import Entry, Header, WrittenCase
 from sparseg.errors import LabelError
@@ -114,7 +114,7 @@ def write_declaration(root: Path, header: Header, *, labels: bool = True) -> Non
         content["labels"] = dict(header.labels)
         if header.regions:
             content["regions"] = {name: list(ids) for name, ids in header.regions.items()}
-    write_text(root / FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_text(root / FILE, dump_yaml(content, sort_keys=False, allow_unicode=True))
 
 
 def write_readme(root: Path, header: Header, name: str = "README.txt") -> None:
