@@ -228,6 +228,20 @@ def test_two_folders_a_label_belongs_to_one_case(tmp_path):
         read_dataset(tmp_path)
 
 
+def test_two_folders_report_images_in_folders_of_their_own(tmp_path):
+    touch(tmp_path, "images/z.nii.gz", "labels/z.nii.gz", "images/a/x.nii.gz", "labels/a/x.nii.gz")
+    touch(tmp_path, "imagesTs/deep/er/t.nii.gz", "images/resampled/z.nii", "images/.cache/y.nii.gz")
+    touch(tmp_path, "labels/lungs/z.nii.gz", "images/notes/README.md", "images/derivatives/z_brain.nii.gz")
+    dataset = read_dataset(tmp_path, strict=False)
+    assert list(files(dataset)) == ["z"]
+    assert problems(dataset) == [
+        ("file-name", "", "images/a/x.nii.gz"),
+        ("file-name", "", "imagesTs/deep/er/t.nii.gz"),
+    ]
+    with pytest.raises(DatasetError, match="in the folder of images itself; received also images/a/x"):
+        read_dataset(tmp_path)
+
+
 def test_brats_folders(tmp_path):
     for name in ("BraTS2021_00000", "BraTS2021_00002", "BraTS2021_00003"):
         touch(tmp_path, *(f"{name}/{name}_{kind}.nii.gz" for kind in ("flair", "t1", "t1ce", "t2", "seg")))
@@ -260,6 +274,19 @@ def test_masks_in_case_folders(tmp_path):
     assert problems(dataset) == [("mask-missing", "s0002", "s0002/ct.nii.gz")]
     (tmp_path / "sparseg.yaml").write_text("labels: {0: background, 1: spleen}")
     assert len(read_dataset(tmp_path).training) == 2
+
+
+def test_case_folders_report_volumes_that_lie_deeper(tmp_path):
+    for name in ("p0", "p1", "p2"):
+        touch(tmp_path, f"{name}/ct.nii.gz", f"{name}/seg.nii.gz", f"{name}/extra/registered.nii.gz")
+    touch(tmp_path, "p3/scan/ct.nii.gz", "p3/scan/seg.nii.gz", "p4/notes/README.md", ".cache/a/ct.nii.gz")
+    dataset = read_dataset(tmp_path, strict=False)
+    assert list(files(dataset)) == ["p0", "p1", "p2"]
+    assert problems(dataset) == [("file-name", "p3", "p3/scan/ct.nii.gz")]
+    with pytest.raises(DatasetError, match="in its folder itself; received scan/ct"):
+        read_dataset(tmp_path)
+    (tmp_path / "p3").rename(tmp_path / "derivatives")
+    assert len(read_dataset(tmp_path).training) == 3
 
 
 def test_case_folders_with_other_names(tmp_path):

@@ -25,8 +25,10 @@ from sparseg.datasets.layouts.common import (
     in_label_order,
     mask_labels,
     problem,
+    relative,
     stem,
     subfolders,
+    volume_below,
 )
 
 NAME = "one folder per case"
@@ -63,8 +65,14 @@ def read(path: Path, declaration: Declaration) -> Dataset:
         DatasetError: most cases have no channel in common, or declared channels or labels are not there.
     """
     problems: list[Finding] = []
-    read_folders = (_read_folder(folder, path, problems) for folder in subfolders(path))
-    cases = _same_channel([case for case in read_folders if case.images or case.labels or case.masks])
+    cases = []
+    for folder in subfolders(path):
+        case = _read_folder(folder, path, problems)
+        if case.images or case.labels or case.masks:
+            cases.append(case)
+        elif (file := volume_below(folder)) is not None:
+            problems.append(_nested(file, folder, path))
+    cases = _same_channel(cases)
     found = found_channels([case.images for case in cases if case.images], declaration, path)
     channels = choose_channels(found, declaration, path)
     structures = sorted({name for case in cases for name in case.masks})
@@ -138,6 +146,12 @@ def _same_channel(cases: list[_Folder]) -> list[_Folder]:
     if len(names) < 2 or any(len(case) > 1 for case in images):
         return cases
     return [replace(case, images=dict(zip(["image"], case.images.values(), strict=False))) for case in cases]
+
+
+def _nested(file: Path, folder: Path, root: Path) -> Finding:
+    message = f"the volumes of a case must lie in its folder itself; received {relative(file, folder)}"
+    remedy = "move them up, or the folder elsewhere; or list the cases in a table"
+    return problem("file-name", message, remedy, file=file, root=root, case=folder.name)
 
 
 def _ambiguous(case: _Folder, root: Path) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,10 @@ from sparseg.errors import DatasetError
 from sparseg.volumes.io import SUFFIXES, case_name
 
 Split = Literal["training", "validation", "test"]
+
+# Folders beside cases or images that hold none.
+_NO_CASES = {"derivatives", "sourcedata", "predictions", "results", "output", "outputs", "atlas", "templates"}
+_DEPTH = 4
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,23 @@ def subfolders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     return [folder / name for name in sorted(names)]
+
+
+def volume_below(folder: Path, known: Container[str] = (), *, depth: int = _DEPTH) -> Path | None:
+    """The first volume in a folder or below it, None without.
+
+    Args:
+        folder: Where to look; one that holds no cases by its name, such as derivatives, is passed over.
+        known: Names without suffix that do not count: other versions of volumes that are cases.
+        depth: How many folders deep to look.
+    """
+    if folder.name.lower() in _NO_CASES:
+        return None
+    for path in image_files(folder):
+        if stem(path) not in known:
+            return path
+    below = subfolders(folder) if depth > 1 else []
+    return next((path for sub in below if (path := volume_below(sub, known, depth=depth - 1))), None)
 
 
 def stem(path: Path | str) -> str:

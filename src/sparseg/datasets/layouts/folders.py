@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sparseg.datasets.dataset import Dataset
@@ -18,8 +18,10 @@ from sparseg.datasets.layouts.common import (
     default_channels,
     image_files,
     problem,
+    relative,
     stem,
     subfolders,
+    volume_below,
 )
 from sparseg.errors import DatasetError
 
@@ -65,6 +67,8 @@ def read(path: Path, declaration: Declaration) -> Dataset:
         _by_stem(_only(path, _TEST_LABELS), path, problems),
         channelled,
     )
+    for names in (_IMAGES, _TEST_IMAGES):
+        problems += _nested(_only(path, names), path)
     numbers = _usual_numbers([images for images, _ in train.values()])
     entries = _entries(train, numbers, "training", path, problems)
     entries += _entries(test, numbers, "test", path, problems)
@@ -154,6 +158,16 @@ def _entries(
 def _by_stem(folder: Path | None, root: Path, problems: list[Finding]) -> dict[str, Path]:
     files = image_files(folder) if folder else []
     return by_name(((stem(path), path) for path in files), root, problems)
+
+
+def _nested(folder: Path | None, root: Path) -> Iterator[Finding]:
+    """One problem for every folder of further images inside the folder of images."""
+    known = {stem(path) for path in image_files(folder)} if folder else set()
+    for sub in subfolders(folder) if folder else ():
+        file = volume_below(sub, known)
+        if file is not None:
+            message = f"images must lie in the folder of images itself; received also {relative(file, root)}"
+            yield problem("file-name", message, "move them there, or elsewhere", file=file, root=root)
 
 
 def _folders(root: Path, names: Collection[str]) -> list[Path]:
