@@ -124,6 +124,20 @@ def test_refusals():
         make_segmentation(series, labels().transpose(1, 0, 2), NAMES, header())
 
 
+@pytest.mark.parametrize(
+    ("one", "two"), [("x" * 64 + "1", "x" * 64 + "2"), ("y" * 63, "y" * 63 + " left"), ("a\\b", "a_b")]
+)
+def test_names_that_dicom_cannot_tell_apart_are_refused(one, two):
+    with pytest.raises(LabelError, match="ids 2 and 9") as info:
+        make_segmentation(make_series(), labels(), {**NAMES, 2: one, 9: two}, header())
+    assert info.value.code == "label-names"
+
+
+def test_a_backslash_does_not_part_a_name():
+    made = make_segmentation(make_series(), labels(), {**NAMES, 2: "tumour\\core"}, header())
+    assert made.SegmentSequence[0].SegmentLabel == "tumour_core"
+
+
 def test_incomplete_headers_are_refused_without_quoting_them():
     series = make_series(patient="ZZPHI02")
     for item in series:

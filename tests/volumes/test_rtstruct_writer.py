@@ -191,6 +191,9 @@ def test_refusals(tmp_path):
         series.write_structures(out, np.zeros((12, 9, 7), np.uint8), NAMES)
     with pytest.raises(GeometryError, match=r"\(9, 12, 8\)"):
         series.write_structures(out, np.zeros((9, 12, 8), np.uint8), NAMES)
+    with pytest.raises(LabelError, match="ids 1 and 4") as info:
+        series.write_structures(out, make_ids(), {**NAMES, 1: "x" * 64 + "1", 4: "x" * 64 + "4"})
+    assert info.value.code == "label-names"
     assert not out.exists()
 
 

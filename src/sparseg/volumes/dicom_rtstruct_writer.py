@@ -15,14 +15,15 @@ from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_
 from sparseg.errors import GeometryError, LabelError, VolumeError
 from sparseg.volumes.contours import trace_mask
 from sparseg.volumes.dicom_object import (
+    MAX_TEXT,
     PATIENT_AND_STUDY,
     PATIENT_WHERE_KNOWN,
     refusing_faults,
+    structure_names,
     write_object,
 )
 from sparseg.volumes.geometry import voxel_to_world
 
-_MAX_TEXT = 64
 _DEMANDED = (*PATIENT_AND_STUDY, "StudyInstanceUID", "FrameOfReferenceUID", "PositionReferenceIndicator")
 # Each takes some 3 kB while the object is put together, and no program would open so many.
 MAX_CONTOURS = 250_000
@@ -88,20 +89,21 @@ def make_structure_set(
         header: What the object says about itself.
 
     Raises:
-        LabelError: an id without a name, no structure besides the background, or more than `MAX_CONTOURS`
-            outlines.
+        LabelError: an id without a name, two with the same, no structure besides the background, or more
+            than `MAX_CONTOURS` outlines.
         GeometryError: labels of another size than the series.
         VolumeError: the series lacks what the object must say.
     """
     ids = [label_id for label_id in sorted(names) if label_id]
     _require_fitting(labels, ids, (int(source.Columns), int(source.Rows), len(slices)))
+    stored = structure_names(names, ids)
     contours = _contours(labels, affine, slices)
     with refusing_faults(source, _refuse_source):
         dataset = _head(source, header)
         dataset.ReferencedFrameOfReferenceSequence = [_referenced_frame(source, slices)]
         numbered = list(enumerate(ids, start=1))
         dataset.StructureSetROISequence = [
-            _structure(number, names[label_id], source) for number, label_id in numbered
+            _structure(number, stored[label_id], source) for number, label_id in numbered
         ]
         dataset.ROIContourSequence = [
             _drawn(number, contours.get(label_id, []), header.colours.get(label_id))
@@ -206,7 +208,7 @@ def _head(source: Dataset, header: StructureSetHeader) -> Dataset:
             setattr(dataset, keyword, source.get(keyword))
     dataset.Modality, dataset.OperatorsName = "RTSTRUCT", ""
     dataset.SeriesInstanceUID, dataset.SeriesNumber = header.series_uid, header.series_number
-    dataset.SeriesDescription, dataset.InstanceNumber = header.series_description[:_MAX_TEXT], 1
+    dataset.SeriesDescription, dataset.InstanceNumber = header.series_description[:MAX_TEXT], 1
     dataset.Manufacturer = dataset.ManufacturerModelName = "sparseg"
     dataset.SoftwareVersions = list(header.software)
     now = datetime.now()
@@ -234,7 +236,7 @@ def _referenced_frame(source: Dataset, slices: Sequence[SliceReference]) -> Data
 
 def _structure(number: int, name: str, source: Dataset) -> Dataset:
     item = Dataset()
-    item.ROINumber, item.ROIName = number, name.replace("\\", "_")[:_MAX_TEXT]  # it would part two names
+    item.ROINumber, item.ROIName = number, name
     item.ReferencedFrameOfReferenceUID = source.FrameOfReferenceUID
     item.ROIGenerationAlgorithm = "AUTOMATIC"
     return item

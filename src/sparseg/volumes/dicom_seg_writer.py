@@ -13,10 +13,8 @@ from highdicom.sr.coding import CodedConcept
 from pydicom.dataset import Dataset
 
 from sparseg.errors import GeometryError, LabelError, VolumeError
-from sparseg.volumes.coded_terms import Code, code_name
-from sparseg.volumes.dicom_object import refusing_faults, write_object
-
-_MAX_TEXT = 64
+from sparseg.volumes.coded_terms import Code, CodedName, code_name
+from sparseg.volumes.dicom_object import MAX_TEXT, refusing_faults, structure_names, write_object
 
 # DICOM context group 7162.
 ALGORITHM_FAMILIES = {
@@ -83,14 +81,18 @@ def make_segmentation(
         kind: One bit mask per segment and slice, which all readers know; or one number per voxel.
 
     Raises:
-        LabelError: an id without a name, or no structure besides the background.
+        LabelError: an id without a name, two with the same, or no structure besides the background.
         GeometryError: labels of another size than the series.
         VolumeError: the series lacks what a SEG object must say.
     """
     ids = [label_id for label_id in sorted(names) if label_id]
     frames = _segment_numbers(labels, ids)
     _require_size(series, labels.shape)
-    descriptions = [_describe(number, label_id, names, header) for number, label_id in enumerate(ids, 1)]
+    stored = structure_names(names, ids)
+    descriptions = [
+        _describe(number, label_id, stored[label_id], code_name(names[label_id]), header)
+        for number, label_id in enumerate(ids, start=1)
+    ]
     with refusing_faults(series[0], _refuse_source):
         return _assemble(series, frames, descriptions, header, kind)
 
@@ -127,8 +129,8 @@ def _assemble(
         software_versions=list(header.software),  # pydicom takes no tuple
         device_serial_number="0",
         content_label="LABELS",
-        content_description=header.description[:_MAX_TEXT],
-        series_description=header.series_description[:_MAX_TEXT],
+        content_description=header.description[:MAX_TEXT],
+        series_description=header.series_description[:MAX_TEXT],
     )
 
 
@@ -181,16 +183,14 @@ def _require_size(series: Sequence[Dataset], shape: tuple[int, ...]) -> None:
 
 
 def _describe(
-    number: int, label_id: int, names: Mapping[int, str], header: SegmentationHeader
+    number: int, label_id: int, name: str, coded: CodedName, header: SegmentationHeader
 ) -> hd.seg.SegmentDescription:
-    name = names[label_id]
-    coded = code_name(name)
     kinds = hd.seg.SegmentAlgorithmTypeValues
     colour = header.colours.get(label_id)
     tracking_id, tracking_uid = header.tracking.get(label_id, (None, None))
     description = hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=name[:_MAX_TEXT],
+        segment_label=name,
         segmented_property_category=_concept(coded.category),
         segmented_property_type=_concept(coded.kind),
         algorithm_type=kinds.AUTOMATIC if header.automatic else kinds.SEMIAUTOMATIC,
