@@ -104,6 +104,20 @@ def test_a_run_and_its_resumption(train, sparseg, tmp_path, dataset):
     np.testing.assert_allclose(labels.affine, nib.load(image).affine, atol=1e-6)
 
 
+def test_a_run_that_patience_ended_is_done_and_can_be_extended(train, tmp_path):
+    still = ("--set", "optimizer.lr=1e-12", "--set", "patience=1", "--set", "validate_every=1")
+    (tmp_path / "c.yaml").write_text("preset: test_tiny\nbatch_size: 1\nmax_steps: 9\n")
+    for options in (("--config", tmp_path / "c.yaml", *still), ("--resume",)):
+        outcome = train(*options)
+        assert outcome.code == 0, outcome
+        assert outcome.out.startswith("2 steps in ")
+        assert "ended early: validation no longer improves; for more steps: sparseg train " in outcome.out
+        assert outcome.out.endswith(" --resume --extend STEPS\n")
+    outcome = train("--resume", "--extend", "1")
+    assert outcome.code == 0, outcome
+    assert outcome.out.startswith("3 steps in ")
+
+
 def test_flags_go_before_assignments_and_these_before_the_file(train, tmp_path):
     (tmp_path / "c.yaml").write_text(
         "preset: test_tiny\nseed: 1\nbatch_size: 5\nmax_steps: 9\noverlap: 0.25\n"

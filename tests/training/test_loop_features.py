@@ -148,6 +148,26 @@ class TestStopping:
         assert run.progress.step == 3
         assert run.progress.best_step == 1
 
+    def test_a_run_that_patience_ended_is_done_until_it_is_made_longer(
+        self, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sparseg.training.loop.validate", lambda *_, **__: [0.5, 0.5])
+        settings = {"patience": 1, "validate_every": 1}
+        run_toy(dataset, tmp_path, max_steps=10, **settings)
+        before = read_progress(tmp_path)
+        assert before is not None
+        assert (before.step, before.finished, before.stale_share) == (2, True, 0.2)
+        for max_steps in (10, 4):  # no shorter schedule wakes it either
+            config = toy_config(max_steps=max_steps, **settings)
+            watcher = Watcher()
+            _, why, _ = train(*open_dataset(dataset), tmp_path, config, watcher, resume=True)
+            assert (why, watcher.losses) == (Reason.PATIENCE, [])
+            assert read_progress(tmp_path) == before
+        watcher = Watcher()
+        run, _ = run_toy(dataset, tmp_path, watcher, resume=True, max_steps=12, patience=2, validate_every=1)
+        assert len(watcher.losses) == 2  # patience counts anew
+        assert (run.progress.step, run.progress.finished) == (4, True)
+
     @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 on this system")
     def test_t7_the_schedulers_warning_saves_at_once(self, dataset: Path, tmp_path: Path) -> None:
         def warn(step: int) -> None:

@@ -158,13 +158,17 @@ def train(
 
 def finish(run: Run, reason: Reason, received: int | None, command: str) -> int:
     """Say how far the run came, and return the exit code: 128 + signal for Ctrl-C and SIGTERM, else 0."""
+    from sparseg.training.stopping import Reason
+
     done, best = run.progress, run.progress.best_dice
     if run.accelerator.is_main_process:
         score = "none" if best is None else f"{best:.3f} at step {done.best_step}"
         sys.stdout.write(f"{done.step} steps in {done.minutes:.1f} min; best validation Dice {score}\n")
         if best is not None:
             sys.stdout.write(f"model in {run.folder / 'best'}\n")
-        if not done.finished:
+        if reason is Reason.PATIENCE:
+            sys.stdout.write(f"ended early: {reason.value}; for more steps: {command} --extend STEPS\n")
+        elif not done.finished:
             sys.stdout.write(f"stopped early: {reason.value}; go on with: {command}\n")
     if done.finished:
         return 0

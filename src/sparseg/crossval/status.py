@@ -22,7 +22,7 @@ class FoldStatus:
 
     Attributes:
         fold: Its number.
-        finished: Whether its schedule is done.
+        finished: Whether its training is done, to the end of the schedule or of its patience.
         started: Whether there is a state to resume from.
         step: Last step in its log.
         loss: Training loss of that step; NaN if there is none.

@@ -156,7 +156,7 @@ class Run:
         if self.accelerator.scaler is not None and state.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         # The schedule may have been made longer or shorter meanwhile.
-        self.progress = self.progress.model_copy(update={"finished": self._share_done() >= 1})
+        self.progress = self.progress.within(self._share_done())
         if self.accelerator.is_main_process:
             log.truncate(self.folder, self.progress.step)
 
@@ -207,9 +207,7 @@ class Run:
             self._advance(started, skipped=not math.isfinite(loss))
             self._report(loss, time.monotonic() - begun, waited)
             self._checkpoint()
-            if is_stale(self.progress.validations_since_best, self.config.patience):
-                return Reason.PATIENCE
-        return Reason.DONE
+        return Reason.DONE if self.progress.stale_share is None else Reason.PATIENCE
 
     def step(self, batches: list[Batch]) -> float:
         """One optimiser step over one or more batches; returns the mean loss over all processes.
@@ -260,6 +258,9 @@ class Run:
         step, done = self.progress.step, self.progress.finished
         if done or step % self.config.validate_every == 0:
             self._validate()
+            if not done and is_stale(self.progress.validations_since_best, self.config.patience):
+                ended = {"finished": True, "stale_share": self._share_done()}
+                self.progress = self.progress.model_copy(update=ended)
             self._store_state()
         elif self.config.checkpoint_every and step % self.config.checkpoint_every == 0:
             self._store_state()

@@ -40,7 +40,8 @@ class Progress(Config):
         best_dice: Best mean validation Dice so far.
         best_step: Step it was reached at.
         validations_since_best: Validations since then.
-        finished: Whether the schedule is done.
+        finished: Whether training is done: the whole schedule, or what patience left of it.
+        stale_share: Share of the schedule that was done when patience ended the run; None if it did not.
     """
 
     step: int = Field(default=0, ge=0)
@@ -51,6 +52,18 @@ class Progress(Config):
     best_step: int = 0
     validations_since_best: int = Field(default=0, ge=0)
     finished: bool = False
+    stale_share: float | None = None
+
+    def within(self, share: float) -> Progress:
+        """The same progress in a schedule of another length, of which it is `share`.
+
+        A run that patience ended goes on, with new patience, where the schedule became longer.
+        """
+        if self.stale_share is None:
+            return self.model_copy(update={"finished": share >= 1})
+        if share >= self.stale_share:
+            return self
+        return self.model_copy(update={"finished": False, "stale_share": None, "validations_since_best": 0})
 
 
 @dataclass(frozen=True)
