@@ -301,6 +301,29 @@ def test_case_folders_with_other_names(tmp_path):
     assert read_dataset(tmp_path / "x").channels == ("adc", "dwi")
 
 
+def test_channels_of_case_folders_in_other_capitals(tmp_path):
+    for name, kinds in {
+        "P1": ("ct", "pet"),
+        "P2": ("ct", "pet"),
+        "P3": ("CT", "PET"),
+        "P4": ("a", "b"),
+    }.items():
+        touch(tmp_path, *(f"{name}/{kind}.nii.gz" for kind in (*kinds, "seg")))
+    dataset = read_dataset(tmp_path, strict=False)
+    assert dataset.channels == ("ct", "pet")
+    assert [path.name for path in dataset.training[2].images] == ["CT.nii.gz", "PET.nii.gz"]
+    assert problems(dataset) == [("modality-missing", "P4", "P4/a.nii.gz")]
+    with pytest.raises(DatasetError, match=r"every channel \(ct, pet\); received a, b only; name the files"):
+        read_dataset(tmp_path)
+
+
+def test_channels_that_differ_in_capitals_only_stay_apart(tmp_path):
+    touch(tmp_path, *(f"{name}/{kind}.nii" for name in "12" for kind in ("T1", "t1", "seg")))
+    if len(list((tmp_path / "1").iterdir())) < 3:
+        pytest.skip("the file system does not tell capitals apart")
+    assert read_dataset(tmp_path).channels == ("T1", "t1")
+
+
 def test_two_formats_in_a_case_folder(tmp_path):
     touch(tmp_path, "1/ct.nii", "1/ct.nii.gz", "1/masks/liver.nii", "1/masks/liver.nii.gz")
     assert problems(read_dataset(tmp_path, strict=False)) == [

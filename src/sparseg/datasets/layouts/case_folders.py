@@ -8,6 +8,7 @@ are a file with `seg`, `label`, `mask` or `gt` as a word of its name, or the fil
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def read(path: Path, declaration: Declaration) -> Dataset:
             cases.append(case)
         elif (file := volume_below(folder)) is not None:
             problems.append(_nested(file, folder, path))
-    cases = _same_channel(cases)
+    cases = _same_channel(_same_capitals(cases))
     found = found_channels([case.images for case in cases if case.images], declaration, path)
     channels = choose_channels(found, declaration, path)
     structures = sorted({name for case in cases for name in case.masks})
@@ -82,6 +83,9 @@ def read(path: Path, declaration: Declaration) -> Dataset:
     for case in cases:
         if len(case.labels) + bool(case.masks) > 1:
             problems.append(_ambiguous(case, path))
+            continue
+        if case.images and not case.images.keys() & set(channels):
+            problems.append(_other_channels(case, channels, path))
             continue
         entries.append(
             Entry(
@@ -139,6 +143,19 @@ def _channel(name: str, start: str) -> str:
     return name[len(start) :].strip("_-. ") or "image"
 
 
+def _same_capitals(cases: list[_Folder]) -> list[_Folder]:
+    """Spell every channel as most cases do: `CT` is the `ct` of the others, unless a case has both."""
+    counts = Counter(name for case in cases for name in case.images)
+    usual: dict[str, str] = {}
+    for name in sorted(counts, key=lambda name: (-counts[name], name)):
+        usual.setdefault(name.casefold(), name)
+    renamed = []
+    for case in cases:
+        images = {usual[name.casefold()]: path for name, path in case.images.items()}
+        renamed.append(replace(case, images=images) if len(images) == len(case.images) else case)
+    return renamed
+
+
 def _same_channel(cases: list[_Folder]) -> list[_Folder]:
     """With one image in every case, however named, that image is the only channel."""
     images = [case.images for case in cases if case.images]
@@ -152,6 +169,15 @@ def _nested(file: Path, folder: Path, root: Path) -> Finding:
     message = f"the volumes of a case must lie in its folder itself; received {relative(file, folder)}"
     remedy = "move them up, or the folder elsewhere; or list the cases in a table"
     return problem("file-name", message, remedy, file=file, root=root, case=folder.name)
+
+
+def _other_channels(case: _Folder, channels: Sequence[str], root: Path) -> Finding:
+    message = (
+        f"a case must have every channel ({', '.join(channels)}); received {', '.join(case.images)} only"
+    )
+    remedy = "name the files as in the other cases, or remove the case"
+    file = next(iter(case.images.values()))
+    return problem("modality-missing", message, remedy, file=file, root=root, case=case.name)
 
 
 def _ambiguous(case: _Folder, root: Path) -> Finding:
