@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sparseg.datasets.dataset import Case
+from sparseg.datasets.read import read_dataset
 from sparseg.datasets.splits import Splits, find_splits, make_folds, read_splits, write_splits
 from sparseg.errors import ConfigError, DatasetError, SparsegError
 
@@ -169,10 +170,48 @@ def test_a_case_in_no_list_always_trains(tmp_path):
     assert (splits.train(0), splits.train(1)) == (("b", "c", "d"), ("a", "c", "d"))
 
 
+def test_names_of_files_become_names_of_cases(tmp_path):
+    for name in ("case (1)", "a+b", "c#2", "Mu\u0308ller"):
+        for file in (f"imagesTr/{name}_0000.nii.gz", f"labelsTr/{name}.nii.gz"):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).touch()
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1},
+        "file_ending": ".nii.gz",
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    folds = [["case (1)", "a+b"], ["c#2", "Mu\u0308ller"]]
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": folds[1 - k], "val": folds[k]} for k in (0, 1)]))
+    splits = read_splits(path, read_dataset(tmp_path).training)
+    assert splits.folds == (("case _1_", "a_b"), ("c_2", "M\u00fcller"))
+    assert splits.train(0) == splits.val(1)
+    assert read_splits(path).folds == splits.folds
+    write_splits(tmp_path / "splits.json", splits)
+    assert read_splits(tmp_path / "splits.json", read_dataset(tmp_path).training) == splits
+
+
+def test_names_of_cases_are_left_alone(tmp_path):
+    odd = "n" * 100 + "_0123abcd"
+    write_splits(tmp_path / "splits.json", splits := Splits(((odd,), ("b",))))
+    assert read_splits(tmp_path / "splits.json") == splits
+    assert read_splits(tmp_path / "splits.json", [case(odd), case("b")]).folds == splits.folds
+
+
+def test_two_names_of_one_case_are_refused(tmp_path):
+    path = tmp_path / "splits_final.json"
+    path.write_text('[{"train": ["a+b", "c"], "val": ["a(b"]}]')
+    for cases in (None, [case("a_b"), case("c")]):
+        with pytest.raises(DatasetError, match=r"must be of another case; received a\(b and a\+b"):
+            read_splits(path, cases)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('[{"train": ["a", "x", "y"], "val": ["b"]}]', "2 unknown: x, y"),
+        ('[{"train": ["a"], "val": ["b+c"]}]', "1 unknown: b\\+c"),
         ('[{"train": ["a", "b"], "val": ["b", "c"]}]', "both sides of fold 0; received b"),
         ('[{"train": ["a"], "val": ["d"]}]', "both sides of fold 0; received d, a"),
         ('[{"train": ["a"], "val": []}]', "received 1 and 0"),

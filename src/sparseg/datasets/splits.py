@@ -16,6 +16,7 @@ from sparseg.datasets.dataset import Case, some
 from sparseg.datasets.stratify import assign_patients
 from sparseg.errors import ConfigError, DatasetError
 from sparseg.volumes.atomic import write_bytes_atomically
+from sparseg.volumes.io import case_name
 
 logger = logging.getLogger("sparseg")
 FILES = ("splits.json", "splits_final.json")
@@ -106,13 +107,16 @@ def make_folds(
 def read_splits(path: Path, cases: Sequence[Case] | None = None) -> Splits:
     """Read our `splits.json`, or nnU-Net's `splits_final.json` (a list of `{"train": [...], "val": [...]}`).
 
+    nnU-Net names cases as their files are; such names become those of the cases (`case (1)` is `case _1_`).
+
     Args:
         path: The file.
         cases: The dataset's labelled cases. With them names are checked, and a case that is in no list trains
             in every fold unless the file lists the training cases.
 
     Raises:
-        DatasetError: not such a file, unknown names, one patient on both sides, a fold without cases.
+        DatasetError: not such a file, unknown names, two names of one case, one patient on both sides, a fold
+            without cases.
     """
     content = _read_json(path)
     parsed = parse_config(_File, {"folds": content} if isinstance(content, list) else content, where=path)
@@ -122,6 +126,10 @@ def read_splits(path: Path, cases: Sequence[Case] | None = None) -> Splits:
         training=tuple(fold.train for fold in parsed.folds if fold.train is not None),
         seed=parsed.seed,
     )
+    if cases is not None:
+        splits = _by_case_name(splits, {case.name for case in cases}, path)
+    elif isinstance(content, list):
+        splits = _by_case_name(splits, set(), path)
     if splits.training and len(splits.training) < len(splits.folds):
         raise _refusal("every fold or none must list its training cases", len(splits.training), where=path)
     if cases is not None:
@@ -210,6 +218,30 @@ def _balanced_folds(
     splits = Splits(tuple(map(tuple, folds)), training_only=tuple(rest), seed=seed)
     _require_sound(splits, cases)
     return splits
+
+
+def _by_case_name(splits: Splits, known: set[str], path: Path) -> Splits:
+    """Put the names that the dataset gives its cases in place of others; without known names, of all."""
+    owners: dict[str, str] = {}
+
+    def renamed(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(rename(name) for name in names)
+
+    def rename(name: str) -> str:
+        mapped = case_name(name)
+        # What is unknown either way is reported as it is written.
+        own = mapped if not known or (name not in known and mapped in known) else name
+        other = owners.setdefault(own, name)
+        if other != name:
+            raise _refusal("every name in splits must be of another case", f"{other} and {name}", where=path)
+        return own
+
+    return Splits(
+        tuple(map(renamed, splits.folds)),
+        training_only=renamed(splits.training_only),
+        training=tuple(map(renamed, splits.training)),
+        seed=splits.seed,
+    )
 
 
 def _complete(splits: Splits, cases: Sequence[Case], path: Path) -> Splits:
