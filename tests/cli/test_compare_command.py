@@ -139,6 +139,16 @@ def test_rows_of_a_list_that_do_not_fit_are_left_out_and_settings_stay(
     again = read(tmp_path / "out").plan
     assert set(again.variants) == {*plan.variants, "random"}
     assert again.seeds == (0, 1)
+    # Rows that are there need no second look: the settings that all have in common are others.
+    more = ("--variants", "stride", "--recipe", recipe)
+    outcome = compare(*more, "--set", "optimizer.lr=5e-2")
+    assert outcome.code == 2
+    assert "settings common to all rows: optimizer.lr was 0.001, now 0.05" in outcome.err
+    outcome = compare("--variants", "stride", "--set", "batch_size=4")
+    assert "received settings common to all rows: batch_size was 1, now 4;" in outcome.err
+    assert compare().code == 128 + signal.SIGTERM
+    assert compare(*more).code == 128 + signal.SIGTERM
+    assert set(read(tmp_path / "out").plan.variants) == {*again.variants, "stride"}
 
 
 def test_without_a_recipe_rows_are_built_from_the_papers_kind_of_network(compare, tmp_path, monkeypatch):

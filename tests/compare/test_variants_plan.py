@@ -139,6 +139,30 @@ def test_what_was_started_keeps_its_settings_and_may_grow(tmp_path: Path) -> Non
     assert read(tmp_path / "out") == more
 
 
+def test_rows_added_later_have_the_settings_of_those_that_are_there(tmp_path: Path) -> None:
+    """No row is in both plans, so that only the common settings can tell."""
+    start = BASE | {"max_steps": 20}
+    found = create(tmp_path / "out", plan_of("dense_p8", base=start), SPLITS)
+    for words, changes in (
+        ("common to all rows: optimizer.lr was 0.001, now 0.05", {"optimizer": {"lr": 0.05}}),
+        ("common to all rows: batch_size was 1, now 4", {"batch_size": 4}),
+        (
+            "common to all rows: model.keep_ratio was 0.5, now 0.25",
+            {"model": {**BASE["model"], "keep_ratio": 0.25}},
+        ),
+    ):
+        with pytest.raises(ConfigError) as error:
+            extend(found, plan_of("sparse", base=start | changes))
+        assert words in str(error.value)
+    assert list(read(tmp_path / "out").plan.variants) == ["dense_p8"]
+    # The budget takes the place of the recipe's, and a default that is spelt out changes nothing.
+    same = BASE | {"max_steps": 30, "max_minutes": 7, "accumulate": 1}
+    same["model"] = {**BASE["model"], "keep_ratio": 0.5}
+    more = extend(read(tmp_path / "out"), plan_of("sparse", base=same))
+    assert list(more.plan.variants) == ["dense_p8", "sparse"]
+    assert extend(more, plan_of("sparse,dense_p8", base=start)).plan == more.plan
+
+
 def test_folders_that_hold_something_else_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").touch()

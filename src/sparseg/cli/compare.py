@@ -197,8 +197,10 @@ def _start(out: Path, cases: Cases, matched: Matched, definitions: Definitions) 
 
 def _go_on(found: Comparison, cases: Cases, matched: Matched, definitions: Definitions) -> Comparison:
     """What is there, with what was added, if the settings given now are those it was started with."""
+    from sparseg.cli.settings import load_settings
     from sparseg.compare import plan as plans
     from sparseg.compare.fit import misfits
+    from sparseg.config import override
     from sparseg.datasets.splits import read_splits
     from sparseg.errors import ConfigError
 
@@ -210,8 +212,9 @@ def _go_on(found: Comparison, cases: Cases, matched: Matched, definitions: Defin
             where=matched.splits,
             code="compare-settings",
         )
-    is_other = matched.recipe is not None or matched.set_
-    base = _base(cases, matched) if is_other else found.plan.base
+    # Without a recipe --set changes what was started, which is not planned again.
+    base = found.plan.base if matched.recipe is None else load_settings(matched.recipe)
+    base = override(base, matched.set_)
     seeds = found.plan.seeds if matched.seeds is None else range(matched.seeds)
     folds = _folds(matched.folds) or found.plan.folds
     wanted = _plan(cases, base, definitions, _budget(matched) or found.plan.budget, seeds, folds)

@@ -22,6 +22,8 @@ from sparseg.compare.variants import Definitions, base_model, settings_of
 from sparseg.config import Config, load_yaml, parse_config
 from sparseg.datasets.splits import Splits, read_splits, write_splits
 from sparseg.errors import ConfigError
+from sparseg.models.network import parse_network
+from sparseg.models.presets import preset
 from sparseg.training.config import TrainConfig
 from sparseg.volumes.atomic import write_bytes_atomically
 
@@ -260,12 +262,14 @@ def extend(found: Comparison, wanted: Plan) -> Comparison:
             where=found.folder / FILE,
             code="compare-settings",
         )
+    # A row that is there stays as it is written, were it only in other words.
+    added = {name: row for name, row in wanted.variants.items() if name not in found.plan.variants}
     plan = found.plan.model_copy(
         update={
             "seeds": _joined(found.plan.seeds, wanted.seeds),
             "folds": _joined(found.plan.folds, wanted.folds),
-            "definitions": {**found.plan.definitions, **wanted.definitions},
-            "variants": {**found.plan.variants, **wanted.variants},
+            "definitions": {**wanted.definitions, **found.plan.definitions},
+            "variants": {**found.plan.variants, **added},
             "left_out": {**found.plan.left_out, **wanted.left_out},
         }
     )
@@ -310,13 +314,13 @@ def _joined(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...]:
 
 def _differences(old: Plan, new: Plan) -> list[str]:
     """`what: old, now new` for every setting that both plans have and that differs."""
-    pairs = [("", _flat(_common(old)), _flat(_common(new)))]
+    pairs = [
+        ("", _common(old), _common(new)),
+        # Rows that only one plan has are matched by nothing else.
+        ("settings common to all rows: ", _settled(_base_config(old)), _settled(_base_config(new))),
+    ]
     pairs += [
-        (
-            f"{name}: ",
-            _flat(config.model_dump(mode="json")),
-            _flat(new.variants[name].model_dump(mode="json")),
-        )
+        (f"{name}: ", _settled(config), _settled(new.variants[name]))
         for name, config in old.variants.items()
         if name in new.variants
     ]
@@ -329,7 +333,18 @@ def _differences(old: Plan, new: Plan) -> list[str]:
 
 
 def _common(plan: Plan) -> dict[str, Any]:
-    return plan.model_dump(mode="json", include={"dataset", "fingerprint", "budget"})
+    return _flat(plan.model_dump(mode="json", include={"dataset", "fingerprint", "budget"}))
+
+
+def _base_config(plan: Plan) -> TrainConfig:
+    """What a row without settings of its own would have."""
+    return _within(plan.budget, parse_config(TrainConfig, plan.base, where="settings common to all rows"))
+
+
+def _settled(config: TrainConfig) -> dict[str, Any]:
+    """All settings and those of the network they make: a default that is spelt out is no other setting."""
+    network = parse_network({**preset(config.preset), **config.model}, where="model")
+    return _flat(config.model_dump(mode="json") | {"model": network.model_dump(mode="json")})
 
 
 def _flat(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
