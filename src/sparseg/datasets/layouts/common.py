@@ -189,7 +189,8 @@ def volume_below(folder: Path, known: Container[str] = (), *, depth: int = _DEPT
         if stem(path) not in known:
             return path
     below = subfolders(folder) if depth > 1 else []
-    return next((path for sub in below if (path := volume_below(sub, known, depth=depth - 1))), None)
+    found = (volume_below(sub, known, depth=depth - 1) for sub in below)
+    return next((path for path in found if path is not None), None)
 
 
 def stem(path: Path | str) -> str:
