@@ -12,10 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sparseg.checkpoints.card import ModelCard
 from sparseg.config import to_yaml
 from sparseg.datasets.dataset import Dataset
 from sparseg.datasets.facts import CaseFacts
 from sparseg.datasets.fingerprint import fingerprint_key
+from sparseg.errors import ConfigError
 from sparseg.training.config import TrainConfig
 from sparseg.volumes.atomic import write_bytes_atomically
 
@@ -43,13 +45,48 @@ def write_manifest(
         "dataset": {
             "name": dataset.name,
             "layout": dataset.layout,
+            **meaning_of(dataset),
             "fingerprint": fingerprint_key(facts),
-            "cases": {
-                case.name: fact.content_key for case, fact in zip(dataset.training, facts, strict=True)
-            },
+            "cases": cases_of(dataset, facts),
         },
     }
     write_bytes_atomically(run / FILE, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """Content of a run's `manifest.json`; nothing without one.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    path = run / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "the manifest of a run must be readable JSON",
+            received=str(error),
+            remedy="restore the file, or train anew in another --out",
+            where=path,
+            code="manifest",
+        ) from None
+    return content if isinstance(content, dict) else {}
+
+
+def meaning_of(described: Dataset | ModelCard) -> dict[str, Any]:
+    """What inputs and outputs stand for, as JSON: channels, labels by id, regions in output order."""
+    return {
+        "channels": list(described.channels),
+        "labels": {str(number): described.labels[number] for number in sorted(described.labels)},
+        "regions": {name: list(ids) for name, ids in described.regions.items()},
+    }
+
+
+def cases_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, str]:
+    """Name of each case -> hash of its voxels, labels and place, whatever its files are called."""
+    return {case.name: fact.content_key for case, fact in zip(dataset.training, facts, strict=True)}
 
 
 def _version(name: str) -> str | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from sparseg.checkpoints.folder import CARD, read_card
 from sparseg.config import load_yaml, parse_config, to_yaml
 from sparseg.datasets.dataset import Dataset
 from sparseg.datasets.facts import CaseFacts
@@ -18,11 +16,11 @@ from sparseg.training.augment import margin_size
 from sparseg.training.config import TrainConfig
 from sparseg.training.data import load_training_data
 from sparseg.training.loop import Run
-from sparseg.training.manifest import FILE as MANIFEST
-from sparseg.training.manifest import write_manifest
+from sparseg.training.manifest import read_manifest, write_manifest
 from sparseg.training.monitor import Monitor
 from sparseg.training.network import make_network
 from sparseg.training.ranks import in_turns, join, num_restarts
+from sparseg.training.resume import require_same_dataset
 from sparseg.training.state import has_state
 from sparseg.training.stopping import Reason
 from sparseg.volumes.atomic import write_bytes_atomically
@@ -68,11 +66,12 @@ def train(
 
     Raises:
         ConfigError: the run folder already holds a run, or one of other classes or channels is resumed.
+        DatasetError: a run is resumed with other cases than it was started with.
     """
     join()
     require_free(run_folder, resume=resume)
     if resume:
-        _require_same_meaning(run_folder / "last", dataset)
+        require_same_dataset(run_folder, dataset, facts)
     net = make_network(dataset, config)  # a wrong setting fails here, before anything is prepared
     if resume and (run_folder / SPLITS).is_file():
         splits = run_folder / SPLITS
@@ -126,27 +125,6 @@ def require_free(run_folder: Path, *, resume: bool) -> None:
         )
 
 
-def _require_same_meaning(model: Path, dataset: Dataset) -> None:
-    """Refuse to go on with a dataset that gives another meaning to the outputs and inputs of a model.
-
-    Raises:
-        ConfigError: labels, regions or channels that are not those of the model.
-    """
-    if not (model / CARD).is_file():
-        return
-    card = read_card(model)
-    for part in ("labels", "regions", "channels"):
-        before, now = getattr(card, part), getattr(dataset, part)
-        if before != now:
-            raise ConfigError(
-                f"a run must go on with the {part} it was started with: {before}",
-                received=now,
-                remedy="correct the dataset's description, or train anew in another --out",
-                where=model / CARD,
-                code="resume-differs",
-            )
-
-
 def stored_config(run_folder: Path) -> TrainConfig:
     """The settings a run was started with.
 
@@ -170,6 +148,4 @@ def is_restart(run_folder: Path) -> bool:
     """
     if not num_restarts() or not has_state(run_folder):
         return False
-    manifest = run_folder / MANIFEST
-    command = json.loads(manifest.read_text(encoding="utf-8"))["command"] if manifest.is_file() else None
-    return bool(command == sys.argv)
+    return bool(read_manifest(run_folder).get("command") == sys.argv)
