@@ -126,3 +126,26 @@ def test_a_manifest_of_an_earlier_version_vouches_for_the_cases(started: tuple[P
     (run / "manifest.json").write_text("{")
     with pytest.raises(ConfigError, match="must be readable JSON"):
         run_toy(data, run, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, "with the folds it was started with; received no splits.json"),
+        ("{", "must be readable JSON; received"),
+        ('{"folds": [{"val": []}, {"val": ["case0"]}]}', "fold 0"),
+        ('{"folds": [{"val": ["case0"]}, {"val": ["other"]}]}', "1 unknown: other"),
+    ],
+)
+def test_a_run_without_its_folds_gets_no_new_ones(
+    started: tuple[Path, Path], content: str | None, found: str
+) -> None:
+    data, run = started
+    splits = run / "splits.json"
+    splits.unlink()
+    if content is not None:
+        splits.write_text(content)
+    with pytest.raises(DatasetError, match=f"{found}.*; restore the file that the run wrote, or train anew"):
+        run_toy(data, run, resume=True)
+    assert splits.is_file() == (content is not None)
+    assert read_progress(run).step == 1  # type: ignore[union-attr]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sparseg.checkpoints.folder import CARD, read_card
-from sparseg.datasets.dataset import Dataset, some
+from sparseg.datasets.dataset import Case, Dataset, some
 from sparseg.datasets.facts import CaseFacts
+from sparseg.datasets.splits import read_splits
 from sparseg.errors import ConfigError, DatasetError
 from sparseg.training.manifest import FILE as MANIFEST
 from sparseg.training.manifest import cases_of, meaning_of, read_manifest
@@ -34,6 +35,33 @@ def require_same_dataset(run: Path, dataset: Dataset, facts: Sequence[CaseFacts]
         _require_same_meaning(meaning_of(read_card(run / "last")), dataset, run / "last" / CARD)
     if "cases" in stored:
         _require_same_cases(stored["cases"], cases_of(dataset, facts), dataset.root)
+
+
+def require_splits(file: Path, cases: Sequence[Case]) -> None:
+    """Refuse to go on without the folds of a run: others would train on cases that it is validated on.
+
+    Args:
+        file: `splits.json` in the run folder.
+        cases: The dataset's labelled cases.
+
+    Raises:
+        DatasetError: it is gone, damaged or of other cases.
+    """
+    remedy = "restore the file that the run wrote, or train anew in another --out"
+    if not file.is_file():
+        raise DatasetError(
+            "a run must go on with the folds it was started with",
+            received=f"no {file.name}",
+            remedy=remedy,
+            where=file,
+            code="resume-splits",
+        )
+    try:
+        read_splits(file, cases)
+    except (ConfigError, DatasetError) as error:  # its own remedy is for folds that are not in use yet
+        raise DatasetError(
+            error.rule, received=error.received, remedy=remedy, where=error.where, code="resume-splits"
+        ) from None
 
 
 def _require_same_meaning(before: dict[str, Any], dataset: Dataset, where: Path) -> None:

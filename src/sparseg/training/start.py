@@ -20,7 +20,7 @@ from sparseg.training.manifest import read_manifest, write_manifest
 from sparseg.training.monitor import Monitor
 from sparseg.training.network import make_network
 from sparseg.training.ranks import in_turns, join, num_restarts
-from sparseg.training.resume import require_same_dataset
+from sparseg.training.resume import require_same_dataset, require_splits
 from sparseg.training.state import has_state
 from sparseg.training.stopping import Reason
 from sparseg.volumes.atomic import write_bytes_atomically
@@ -66,15 +66,15 @@ def train(
 
     Raises:
         ConfigError: the run folder already holds a run, or one of other classes or channels is resumed.
-        DatasetError: a run is resumed with other cases than it was started with.
+        DatasetError: a run is resumed with other cases than it was started with, or without its folds.
     """
     join()
     require_free(run_folder, resume=resume)
-    if resume:
+    if resume and has_state(run_folder):
         require_same_dataset(run_folder, dataset, facts)
-    net = make_network(dataset, config)  # a wrong setting fails here, before anything is prepared
-    if resume and (run_folder / SPLITS).is_file():
         splits = run_folder / SPLITS
+        require_splits(splits, dataset.training)
+    net = make_network(dataset, config)  # a wrong setting fails here, before anything is prepared
     data = in_turns(
         partial(
             load_training_data,
