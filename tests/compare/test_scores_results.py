@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from compare.conftest import train_here
+from compare.conftest import SPLITS, plan_of, train_here
 from sparseg.checkpoints.folder import load_model
-from sparseg.compare.cases import Cases
+from sparseg.compare.cases import Cases, open_cases
 from sparseg.compare.kept import count_kept, shares
 from sparseg.compare.memory import measure_peak
-from sparseg.compare.plan import Comparison, Run
+from sparseg.compare.plan import Comparison, Run, create
 from sparseg.compare.report import write_report
 from sparseg.compare.results import make_results
-from sparseg.compare.scores import score_runs
+from sparseg.compare.scores import RunScores, score_runs
 from sparseg.compare.speed import measure_speeds, ratio, spec_of, take_turns
 from sparseg.compare.tables import kept_table, quality_table, runs_text, unfinished
 from sparseg.crossval.collect import CaseScores
@@ -190,6 +190,38 @@ def check_files(found: Comparison, results: dict[str, Any]) -> None:
     assert json.loads((found.folder / "results.json").read_text())["rows"] == results["rows"]
     for name in ("pareto.png", "curves.png"):
         assert (found.folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_distances_are_compared_on_structures_that_both_found(tmp_path: Path, data: Path) -> None:
+    """The first model misses the tumor: nearer to the liver on average, and no nearer anywhere."""
+    found = create(tmp_path / "out", plan_of("sparse,dense_p8", seeds=(0,)), SPLITS)
+    distances = {
+        "sparse": {"a": (5.0, None), "b": (None, None)},
+        "dense_p8": {"a": (4.0, 20.0), "b": (1.0, None)},
+    }
+    scored = {
+        run: RunScores(
+            run,
+            tuple(CaseScores(name, 0, structures(*pair)) for name, pair in distances[run.variant].items()),
+            (),
+        )
+        for run in found.runs
+    }
+    results = make_results(found, open_cases(data), scored, {})
+    by_metric = {one["metric"]: one for one in results["comparisons"]}
+    assert by_metric["hd95_mm"]["mean"] == 1.0
+    assert by_metric["hd95_mm"]["num_pairs"] == 1
+    # A structure that is missed has a Dice, of 0.
+    assert by_metric["dice"]["mean"] == pytest.approx((0.45 - 0.9 + 0.0 - 0.45) / 2)
+    assert by_metric["dice"]["num_pairs"] == 2
+
+
+def structures(liver: float | None, tumor: float | None) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"name": name, "hd95_mm": distance, "num_pred": 1, "num_ref": 1}
+        | dict.fromkeys(("dice", "nsd"), 0.0 if distance is None else 0.9)
+        for name, distance in (("liver", liver), ("tumor", tumor))
+    )
 
 
 @pytest.mark.slow

@@ -17,6 +17,9 @@ from sparseg.compare.train import RunState, read_state
 from sparseg.metrics.scores import METRICS, average, deviation, summary_of
 
 SCHEMA = 1
+# Case, fold and seed; and the values of its structures by name.
+_Key = tuple[str, int, int]
+_Values = dict[_Key, dict[str, float]]
 
 
 def make_results(
@@ -39,7 +42,8 @@ def make_results(
     Returns:
         `rows`: one per variant, with the state of its runs, `quality` (mean and standard deviation over
         runs of the mean over cases of each case's mean over its structures), `classes`, `kept` and speeds.
-        `comparisons`: paired differences with intervals and a sentence each. See docs/how-to/compare.md.
+        `comparisons`: paired differences with intervals and a sentence each, those of HD95 over the
+        structures of a case that both models found. See docs/how-to/compare.md.
     """
     plan = found.plan
     return {
@@ -151,15 +155,38 @@ def _speed(own: Mapping[str, Any] | None, reference: Mapping[str, Any] | None) -
 
 
 def _comparison(one: str, other: str, metric: str, scored: Mapping[Run, RunScores]) -> dict[str, Any]:
-    values: dict[str, dict[tuple[str, int, int], float]] = {one: {}, other: {}}
-    for run, scores in scored.items():
-        for case in scores.cases if run.variant in values else ():
-            mean = case_mean(case.rows, metric)
-            if mean is not None:
-                values[run.variant][case.case, run.fold, run.seed] = mean
-    difference = paired_difference(values[one], values[other])
+    values = {name: _structures(name, metric, scored) for name in (one, other)}
+    means = _means(values[one], values[other], metric), _means(values[other], values[one], metric)
+    difference = paired_difference(*means)
     text = {"verdict": verdict(one, other, difference)} if metric == "dice" else {}
     return {"variant": one, "against": other, "metric": metric, **asdict(difference), **text}
+
+
+def _structures(variant: str, metric: str, scored: Mapping[Run, RunScores]) -> _Values:
+    """The metric of every structure where it is defined, by case, fold and seed."""
+    return {
+        (case.case, run.fold, run.seed): {
+            row["name"]: row[metric] for row in case.rows if row[metric] is not None
+        }
+        for run, scores in scored.items()
+        if run.variant == variant
+        for case in scores.cases
+    }
+
+
+def _means(own: _Values, other: _Values, metric: str) -> dict[_Key, float]:
+    """Means over the structures of each case.
+
+    A structure that a model misses has no distance, so distances are compared on what both found: a mean over
+    the easy structures alone would speak for the model that misses the hard one.
+    """
+    means = {}
+    for key, values in own.items():
+        common = other.get(key, {}) if metric == "hd95_mm" else values
+        mean = average(value for name, value in values.items() if name in common)
+        if mean is not None:
+            means[key] = mean
+    return means
 
 
 def _case_row(run: Run, scores: Any) -> dict[str, Any]:
