@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from compare.conftest import BASE, SPLITS, plan_of
+from sparseg.compare import plan as plans
 from sparseg.compare.plan import Budget, Run, create, extend, read, without
 from sparseg.compare.variants import LISTS, parse_variants, settings_of
 from sparseg.errors import ConfigError
 from sparseg.models.baselines import BASELINES
 from sparseg.models.presets import PRESETS
+from sparseg.volumes.atomic import write_bytes_atomically
 
 
 def test_lists_name_known_rows_only() -> None:
@@ -161,6 +163,23 @@ def test_rows_added_later_have_the_settings_of_those_that_are_there(tmp_path: Pa
     more = extend(read(tmp_path / "out"), plan_of("sparse", base=same))
     assert list(more.plan.variants) == ["dense_p8", "sparse"]
     assert extend(more, plan_of("sparse,dense_p8", base=start)).plan == more.plan
+
+
+def test_a_start_that_was_cut_off_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan is written last, after the settings of all runs."""
+
+    def cut_off(path: Path, content: bytes) -> None:
+        if path.name == "compare.yaml":
+            raise KeyboardInterrupt
+        write_bytes_atomically(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plans, "write_bytes_atomically", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            create(tmp_path / "out", plan_of(), SPLITS)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"splits.json", "settings"}
+    found = create(tmp_path / "out", plan_of(), SPLITS)
+    assert read(tmp_path / "out") == found
 
 
 def test_folders_that_hold_something_else_are_refused(tmp_path: Path) -> None:

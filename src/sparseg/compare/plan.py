@@ -27,7 +27,7 @@ from sparseg.models.presets import preset
 from sparseg.training.config import TrainConfig
 from sparseg.volumes.atomic import write_bytes_atomically
 
-FILE, SPLITS = "compare.yaml", "splits.json"
+FILE, SPLITS, SETTINGS = "compare.yaml", "splits.json", "settings"
 REFERENCE, OURS = "dense_p8", "sparse"
 # With a time limit the steps are as many as fit.
 _ENDLESS = 10_000_000
@@ -141,7 +141,7 @@ class Comparison:
 
     def settings(self, run: Run) -> Path:
         """Settings file of a run."""
-        return self.folder / "settings" / run.variant / f"seed_{run.seed}.yaml"
+        return self.folder / SETTINGS / run.variant / f"seed_{run.seed}.yaml"
 
 
 def make_plan(
@@ -203,12 +203,13 @@ def without(plan: Plan, left_out: Mapping[str, str]) -> Plan:
 
 
 def create(folder: Path, plan: Plan, splits: Splits) -> Comparison:
-    """Write a new comparison.
+    """Write a new comparison, also over what a start that was cut off has left.
 
     Raises:
         ConfigError: the folder holds something else.
     """
-    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {SPLITS}):
+    own = {SPLITS, SETTINGS}
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - own):
         raise ConfigError(
             "a new comparison needs an empty folder",
             received="a folder that holds other files" if folder.is_dir() else "a file",
