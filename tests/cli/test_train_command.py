@@ -230,6 +230,39 @@ def test_a_folder_that_holds_a_run(train, tmp_path):
     assert (run / "state" / "step_00000007.json").read_bytes() == b"another run"
 
 
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("held", "named"),
+    [
+        (["best/model.json", "last/model.json", "manifest.json", "splits.json"], "best, last"),
+        (["config.yaml", "splits.json"], "splits.json"),
+        (["config.yaml", "splits.json", "fold_0/config.yaml", "fold_1/config.yaml"], "fold_0, fold_1"),
+        (["compare.yaml", "splits.json"], "compare.yaml"),
+    ],
+)
+def test_a_folder_that_holds_something_else(train, tmp_path, held, named):
+    run = tmp_path / "run"
+    for name in held:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("of another")
+    before = files(run)
+    train(*TINY).refused(run, "needs an empty folder", f"holds {named}", "choose another --out")
+    assert files(run) == before
+
+
+@pytest.mark.parametrize("left", [["config.yaml"], ["config.yaml", "manifest.json", "splits.json"]])
+def test_a_start_that_was_cut_off_is_not_in_the_way(train, tmp_path, left):
+    run = tmp_path / "run"
+    for name in left:
+        run.mkdir(exist_ok=True)
+        (run / name).write_text("cut off")
+    outcome = train("--preset", "test_tiny", "--max-steps", "1", "--set", "batch_size=1")
+    assert outcome.code == 0, outcome
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -112,6 +113,23 @@ class TestT2Resume:
         with pytest.raises(ConfigError, match=r"a new run needs an empty folder.*--resume"):
             run_toy(dataset, whole[0])
         assert {path: path.read_bytes() for path in (whole[0] / FOLDER).iterdir()} == before
+
+    def test_a_death_before_the_first_state_is_not_in_the_way(
+        self, dataset: Path, whole: tuple[Path, Run], tmp_path: Path
+    ) -> None:
+        """Models are stored before the state: whoever starts again after that must not have to clean up."""
+
+        def stop(_: int) -> None:
+            raise StoppedError
+
+        with pytest.raises(StoppedError):
+            run_toy(dataset, tmp_path, Watcher(after_validation=stop))
+        assert (tmp_path / "best").is_dir()
+        run, _ = run_toy(dataset, tmp_path)
+        assert same(weights(run), weights(whole[1]))
+        shutil.rmtree(tmp_path / FOLDER)
+        with pytest.raises(ConfigError, match=r"a new run needs an empty folder.*holds best, last"):
+            run_toy(dataset, tmp_path)
 
     def test_nothing_to_resume(self, dataset: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="without --resume first"):

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from sparseg.config import load_yaml, parse_config, to_yaml
-from sparseg.datasets.dataset import Dataset
+from sparseg.datasets.dataset import Dataset, some
 from sparseg.datasets.facts import CaseFacts
 from sparseg.datasets.splits import write_splits
 from sparseg.errors import ConfigError
@@ -16,16 +16,19 @@ from sparseg.training.augment import margin_size
 from sparseg.training.config import TrainConfig
 from sparseg.training.data import load_training_data
 from sparseg.training.loop import Run
+from sparseg.training.manifest import FILE as MANIFEST
 from sparseg.training.manifest import read_manifest, write_manifest
 from sparseg.training.monitor import Monitor
 from sparseg.training.network import make_network
 from sparseg.training.ranks import in_turns, join, num_restarts
 from sparseg.training.resume import require_same_dataset, require_splits
+from sparseg.training.state import FOLDER as STATE
 from sparseg.training.state import has_state
 from sparseg.training.stopping import Reason
 from sparseg.volumes.atomic import write_bytes_atomically
 
 CONFIG, SPLITS = "config.yaml", "splits.json"
+_OTHERS = ("compare.yaml", "fold_*")  # of a comparison and of a cross-validation
 
 
 def train(
@@ -104,24 +107,43 @@ def _write_notes(folder: Path, run: Run, facts: Sequence[CaseFacts], notes: Mapp
     if not has_state(folder):
         (folder / "log.jsonl").unlink(missing_ok=True)
     write_bytes_atomically(folder / CONFIG, to_yaml(run.config).encode())
-    write_splits(folder / SPLITS, run.data.splits)
+    # Before the folds, and with a place for the state: folds and models without these are somebody else's.
     write_manifest(folder, run.dataset, facts, run.config, num_processes=run.accelerator.num_processes)
+    (folder / STATE).mkdir(exist_ok=True)
+    write_splits(folder / SPLITS, run.data.splits)
     for name, text in notes.items():
         write_bytes_atomically(folder / name, text.encode())
 
 
 def require_free(run_folder: Path, *, resume: bool) -> None:
-    """Refuse to start a new run where one is.
+    """Refuse to start a new run where one is, or what it would overwrite.
+
+    What a start that was cut off left behind is not in the way.
 
     Raises:
-        ConfigError: the run folder already holds a run.
+        ConfigError: the folder holds a run, models, a cross-validation, a comparison or folds.
     """
-    if not resume and has_state(run_folder):
+    if resume or not run_folder.is_dir():
+        return
+    if has_state(run_folder):
         raise ConfigError(
             "a new run needs an empty folder",
             received="a folder that already holds a run",
             remedy="choose another --out, or go on with --resume",
             where=run_folder,
+        )
+    in_the_way = [path.name for pattern in _OTHERS for path in sorted(run_folder.glob(pattern))]
+    if not (run_folder / STATE).is_dir():  # a run that died at its first validation left its state/ empty
+        in_the_way += [name for name in ("best", "last") if (run_folder / name).is_dir()]
+    if (run_folder / SPLITS).is_file() and not (run_folder / MANIFEST).is_file():
+        in_the_way.append(SPLITS)
+    if in_the_way:
+        raise ConfigError(
+            "a new run needs an empty folder",
+            received=f"a folder that holds {some(in_the_way)}",
+            remedy="choose another --out",
+            where=run_folder,
+            code="run-folder",
         )
 
 
