@@ -103,6 +103,25 @@ def test_n03_float32_quaternion_of_a_large_oblique_grid_is_no_disagreement() -> 
         np.testing.assert_allclose(found, affine, atol=1e-5)
 
 
+@pytest.mark.parametrize("first", [-0.8, 0.8])
+@pytest.mark.parametrize("angle", [0, 1, 20])
+@pytest.mark.parametrize("cosine", [3e-5, 6e-5, 9e-5])
+def test_n03_shear_that_is_accepted_is_no_disagreement(first: float, angle: float, cosine: float) -> None:
+    """A qform has no shear, so that both forms of an sform sheared by rounding differ at the corners."""
+    shear = np.eye(4)
+    shear[0, 1] = shear[1, 2] = cosine
+    affine = rotated(np.diag([first, first, 0.8, 1.0]), angle, 0) @ shear
+    found = world_affine(
+        _header(affine, affine, (512, 512, 300)), choice="refuse", assume_orientation=None, where="a.nii"
+    )
+    np.testing.assert_allclose(found, affine, atol=1e-5)
+    moved = affine.copy()
+    moved[0, 3] += 1
+    with refused("nifti-qs-disagree"):
+        header = _header(moved, affine, (512, 512, 300))
+        world_affine(header, choice="refuse", assume_orientation=None, where="a.nii")
+
+
 @pytest.mark.parametrize("angle", [0.01, 1.0])
 def test_n01_small_rotation_of_a_large_grid_is_seen(angle: float) -> None:
     for first in (0, 20, 90):

@@ -18,6 +18,8 @@ from sparseg.volumes.geometry import (
     require_same_grid,
     voxel_to_world,
 )
+from sparseg.volumes.nifti_affine import world_affine
+from sparseg.volumes.nifti_header import parse_header
 from sparseg.volumes.volume import Volume
 
 SHAPE = (12, 14, 10)
@@ -108,6 +110,72 @@ def test_same_grid_refuses_real_differences(angle: float, change: object, code: 
     assert "ct.nii" in str(info.value)
     assert "seg.nii" in str(info.value)
     assert info.value.remedy
+
+
+def _tilted_lps(about_x: float, about_z: float = 0.0) -> np.ndarray:
+    cos, sin = np.cos(np.radians(about_x)), np.sin(np.radians(about_x))
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ np.diag([-0.7, -0.7, 0.7])
+    affine[:3, 3] = (90.0, 60.0, -400.0)
+    return _turn(about_z) @ affine
+
+
+def _large(affine: np.ndarray, shape: tuple[int, int, int] = (512, 512, 400)) -> Volume:
+    return Volume(np.broadcast_to(np.uint8(0), (1, *shape)), affine)
+
+
+def _from_qform(affine: np.ndarray) -> np.ndarray:
+    """Return the affine as it is read from a file that has it as a qform only."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(SHAPE)
+    header.set_qform(affine, code=1)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    parsed = parse_header(header.binaryblock + bytes(4), where="a.nii")
+    return world_affine(parsed, choice="refuse", assume_orientation=None, where="a.nii")
+
+
+@pytest.mark.parametrize("about_x", [0, 0.01, 0.3, 1, 2.5, 7, 20, 45, 90, 179])
+@pytest.mark.parametrize("about_z", [0, 0.01, 0.03, 0.1, 1, 30])
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_same_grid_accepts_a_float32_quaternion(about_x: float, about_z: float, mirror: int) -> None:
+    affine = _tilted_lps(about_x, about_z) @ np.diag([1, 1, mirror, 1])
+    require_same_grid(_large(affine), _large(_from_qform(affine)))
+    require_same_grid(_large(_from_qform(affine)), _large(affine))
+
+
+def test_same_grid_accepts_a_qform_only_label_beside_a_tilted_image() -> None:
+    affine, shape = _tilted_lps(1), (256, 256, 120)
+    assert 0.1 * 0.7 < corner_distance_mm(affine, _from_qform(affine), shape) < 0.15 * 0.7
+    require_same_grid(_large(affine, shape), _large(_from_qform(affine), shape))
+
+
+@pytest.mark.parametrize("about_z", [20, 180.3])
+def test_same_grid_accepts_a_shear_that_a_quaternion_cannot_hold(about_z: float) -> None:
+    affine = _turn(about_z) @ _affine((0.8, 0.8, 0.8))
+    affine[:3, 1] += 9e-5 * affine[:3, 0]
+    require_same_grid(_large(affine), _large(_from_qform(affine)))
+    require_same_grid(_large(_from_qform(affine)), _large(affine))
+
+
+@pytest.mark.parametrize("degrees", [0, 1])
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda a: a @ np.diag([1.01, 1, 1, 1]), "grid-spacing"),
+        (lambda a: a @ np.diag([1.0008, 1, 1, 1]), "grid-position"),
+        (lambda a: a @ np.diag([1, 1, -1, 1]), "grid-orientation"),
+        (lambda a: a + np.outer([1, 0, 0, 0], [0, 0, 0, 0.05]), "grid-position"),
+        (lambda a: a @ _turn(0.1), "grid-position"),
+        (lambda a: a + np.outer([0, 0, 0.002, 0], [0, 1, 0, 0]), "grid-position"),
+    ],
+)
+def test_same_grid_is_no_looser_on_other_differences_near_180_degrees(
+    degrees: float, change: object, code: str
+) -> None:
+    affine = _tilted_lps(degrees)
+    with pytest.raises(GeometryError) as info:
+        require_same_grid(_large(affine), _large(change(affine)))  # type: ignore[operator]
+    assert info.value.code == code
 
 
 def test_same_grid_refuses_another_shape_and_one_slice_of_other_thickness() -> None:

@@ -12,6 +12,9 @@ from sparseg.volumes.volume import Volume
 
 _LETTERS = ("LR", "PA", "IS")
 _MAX_SPACING_RATIO = 1e-3
+_MAX_COSINE = 1e-4
+# One float32 step of a quaternion; the square root behind its scalar part magnifies it near 180 degrees.
+_QUATERNION_STEP = 4e-7
 
 
 def spacing_of(affine: np.ndarray) -> np.ndarray:
@@ -28,7 +31,7 @@ def orthogonality_error(affine: np.ndarray) -> float:
     return float(max(abs(cosines[0, 1]), abs(cosines[0, 2]), abs(cosines[1, 2])))
 
 
-def is_orthogonal(affine: np.ndarray, tol: float = 1e-4) -> bool:
+def is_orthogonal(affine: np.ndarray, tol: float = _MAX_COSINE) -> bool:
     """Tell whether the voxel axes are at right angles (a rotated, oblique grid is)."""
     return orthogonality_error(affine) <= tol
 
@@ -92,6 +95,21 @@ def rounding_tolerance_mm(affine: np.ndarray, shape: Sequence[int]) -> float:
     return float(0.01 * spacing_of(affine).min() + 1e-6 * reach)
 
 
+def quaternion_tolerance_mm(affine: np.ndarray, shape: Sequence[int]) -> float:
+    """Return how far a corner may move, beside other rounding, where a NIfTI qform stores the directions.
+
+    Its quaternion has no shear, and its scalar part is what three float32 numbers leave of length 1. That
+    part is near 0 where the directions are a turn by almost 180 degrees, as those of a tilted LPS grid are.
+    """
+    extent = float(np.linalg.norm(spacing_of(affine) * shape))
+    left, _, right = np.linalg.svd(np.asarray(affine, dtype=np.float64)[:3, :3] / spacing_of(affine))
+    turn = left @ right
+    turn[:, 2] *= np.linalg.det(turn)
+    scalar = np.sqrt(max(0.0, 1 + np.trace(turn))) / 2
+    error = _QUATERNION_STEP / max(scalar, np.sqrt(_QUATERNION_STEP))
+    return float(error + min(orthogonality_error(affine), _MAX_COSINE)) * extent
+
+
 def require_same_grid(
     a: Volume, b: Volume, *, tol_mm: float | None = None, what: str = "image and label"
 ) -> None:
@@ -100,7 +118,8 @@ def require_same_grid(
     Args:
         a: The reference.
         b: The volume that must match it.
-        tol_mm: Largest distance in mm allowed at any corner; by default 0.01 voxel plus float32 rounding.
+        tol_mm: Largest distance in mm allowed at any corner; by default 0.01 voxel plus float32 rounding, and
+            that of a NIfTI quaternion if the first voxel and the edges agree.
         what: What the two are, for the message.
 
     Raises:
@@ -116,7 +135,7 @@ def require_same_grid(
             where=where,
             code="grid-shape",
         )
-    tol_mm = rounding_tolerance_mm(a.affine, a.shape) if tol_mm is None else tol_mm
+    tol_mm = _tolerance_mm(a, b) if tol_mm is None else tol_mm
     distance = corner_distance_mm(a.affine, b.affine, a.shape)
     codes = axis_codes(a.affine), axis_codes(b.affine)
     if codes[0] != codes[1] and distance > tol_mm:
@@ -150,6 +169,16 @@ def join_channels(volumes: Sequence[Volume]) -> Volume:
         return volumes[0]
     array = np.concatenate([volume.array for volume in volumes])
     return Volume(array, volumes[0].affine, volumes[0].source)
+
+
+def _tolerance_mm(a: Volume, b: Volume) -> float:
+    """The rounding of float32 numbers; of a quaternion too if `b` may be `a` turned about its first voxel."""
+    tol_mm = rounding_tolerance_mm(a.affine, a.shape)
+    moved = np.linalg.norm(a.affine[:3, 3] - b.affine[:3, 3])
+    grown = np.abs(spacing_of(a.affine) - spacing_of(b.affine)) * a.shape
+    if max(moved, *grown) > tol_mm:
+        return tol_mm
+    return tol_mm + max(quaternion_tolerance_mm(volume.affine, volume.shape) for volume in (a, b))
 
 
 def _require_same_spacing(a: Volume, b: Volume, *, what: str, where: str, remedy: str) -> None:

@@ -13,6 +13,7 @@ from sparseg.volumes.geometry import (
     corner_distance_mm,
     is_orthogonal,
     orthogonality_error,
+    quaternion_tolerance_mm,
     rounding_tolerance_mm,
     spacing_of,
 )
@@ -26,8 +27,6 @@ _MIN_SPACING_MM, _MAX_SPACING_MM = 1e-4, 1e3
 _MAX_POSITION_MM = 1e6
 # Stored numbers outside these bounds are wrong in every unit, and their squares could overflow float64.
 _TINY, _HUGE = 1e-9, 1e12
-# One float32 step of the quaternion; the square root behind its scalar part magnifies it near 180 degrees.
-_QUATERNION_STEP = 4e-7
 
 
 def world_affine(
@@ -89,8 +88,7 @@ def _agreeing_sform(header: NiftiHeader, where: str) -> np.ndarray:
         qform = _qform(header, where)
         shape = header.shape[:3]
         distance = corner_distance_mm(sform, qform, shape)
-        extent = float(np.linalg.norm(spacing_of(sform) * shape))
-        if not distance <= rounding_tolerance_mm(sform, shape) + _quaternion_error(header) * extent:
+        if not distance <= rounding_tolerance_mm(sform, shape) + quaternion_tolerance_mm(sform, shape):
             raise _refuse(
                 "qform and sform must describe the same place",
                 f"corners {distance:.4g} units apart",
@@ -173,12 +171,6 @@ def _qform(header: NiftiHeader, where: str) -> np.ndarray:
     affine[:3, :3] = rotation * scale
     affine[:3, 3] = numbers[3:6]
     return affine
-
-
-def _quaternion_error(header: NiftiHeader) -> float:
-    b, c, d = header.quaternion[:3]
-    scalar = math.sqrt(max(0.0, 1 - (b * b + c * c + d * d)))
-    return _QUATERNION_STEP / max(scalar, math.sqrt(_QUATERNION_STEP))
 
 
 def check_grid(affine: np.ndarray, *, where: str, prefix: str) -> None:
