@@ -76,6 +76,40 @@ def test_sheared_grid_gets_no_qform(tmp_path: Path) -> None:
     np.testing.assert_allclose(header.get_sform(), _affines()["sheared"], rtol=1e-6)
 
 
+def _shear(cosine: float) -> np.ndarray:
+    affine = np.diag([0.8, 0.8, 0.8, 1.0])
+    affine[0, 1] = 0.8 * cosine
+    return affine
+
+
+def _turned_lps(degrees: float) -> np.ndarray:
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    affine = np.diag([1.0, 1.0, 0.8, 1.0])
+    affine[:2, :2] = np.array([[cos, -sin], [sin, cos]]) * -0.8
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("affine", "code"),
+    [
+        (np.diag([-0.8, -0.8, 0.8, 1.0]), 1),
+        (_shear(1e-6), 1),
+        (_shear(9e-5), 0),
+        (_turned_lps(0.03), 0),
+        (_turned_lps(20), 1),
+    ],
+)
+def test_a_qform_that_would_say_something_else_is_left_out(
+    tmp_path: Path, affine: np.ndarray, code: int
+) -> None:
+    """Without shear and in float32, a quaternion may miss the far corner by more than the reader allows."""
+    write_label_map(tmp_path / "a.nii", np.zeros((300, 300, 12), np.uint8), affine)
+    np.testing.assert_allclose(read_labels(tmp_path / "a.nii").affine, affine, rtol=1e-6, atol=1e-6)
+    header = nib.load(tmp_path / "a.nii").header
+    assert (int(header["qform_code"]), int(header["sform_code"])) == (code, 1)
+    np.testing.assert_allclose(header.get_zooms(), 0.8, rtol=1e-6)
+
+
 def test_equal_content_gives_equal_bytes_without_name_or_time(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "other name.nii.gz"):
         write_label_map(tmp_path / name, _labels(), _affines()["RAS"])

@@ -16,7 +16,7 @@ import numpy as np
 from sparseg.errors import GeometryError, LabelError, VolumeError
 from sparseg.volumes.atomic import write_atomically
 from sparseg.volumes.byte_source import ByteSource
-from sparseg.volumes.geometry import is_orthogonal
+from sparseg.volumes.geometry import corner_distance_mm, is_orthogonal, rounding_tolerance_mm
 from sparseg.volumes.nifti_header import NIFTI1_SIZE
 from sparseg.volumes.volume import Volume
 
@@ -40,7 +40,7 @@ def write_label_map(
     Args:
         path: Final name; it exists afterwards only if the file read back equal.
         labels: `[H, W, D]`, uint8 or uint16.
-        affine: 4x4 voxel -> RAS mm; stored as sform, and as qform too if its axes are orthogonal.
+        affine: 4x4 voxel -> RAS mm; stored as sform, and as qform too if a quaternion can hold it.
         label_names: Names of ids, stored as a JSON comment extension.
         label_colours: Red, green, blue of 0 to 255 by id, stored beside the names; `read_label_table` reads
             both back.
@@ -135,10 +135,13 @@ def make_head(
     header.set_xyzt_units("mm")
     header.set_slope_inter(slope, 0)
     header.set_sform(affine, code=1)
+    header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
     if is_orthogonal(affine):
         header.set_qform(affine, code=1)
-    else:
-        header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
+        # Without shear, and in float32: a form that would say something else is better left out.
+        missed = corner_distance_mm(header.get_qform(), affine, shape[:3])
+        if missed > rounding_tolerance_mm(affine, shape[:3]):
+            header["qform_code"] = 0
     stored = header.get_sform()
     if not np.allclose(stored, affine, rtol=1e-6, atol=1e-6):
         raise GeometryError(
