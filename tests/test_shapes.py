@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sparseg.errors import ShapeError
@@ -11,13 +12,16 @@ from sparseg.shapes import as_triple, num_tokens, token_grid
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(96, (96, 96, 96)), ((1, 2, 3), (1, 2, 3)), ([8, 8, 4], (8, 8, 4))]
+    ("value", "expected"), [(96, (96, 96, 96)), ((1, 2, 3), (1, 2, 3)), ([8, 8.0, np.int64(4)], (8, 8, 4))]
 )
 def test_as_triple(value: Any, expected: tuple[int, int, int]) -> None:
     assert as_triple(value, name="size") == expected
 
 
-@pytest.mark.parametrize("value", [0, -1, (), (8,), (8, 8), (8, 8, 8, 8), (8, 0, 8), (8, 8, -8)])
+@pytest.mark.parametrize(
+    "value",
+    [0, -1, (), (8,), (8, 8), (8, 8, 8, 8), (8, 0, 8), (8, 8, -8), (8.5, 8, 8), (8, None, 8), "8x8"],
+)
 def test_as_triple_refuses(value: Any) -> None:
     with pytest.raises(ShapeError, match=r"^roi must be one or three positive integers; received"):
         as_triple(value, name="roi")

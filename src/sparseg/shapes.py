@@ -21,8 +21,12 @@ def as_triple(value: int | Sequence[int], *, name: str) -> Triple:
     Raises:
         ShapeError: not one or three positive integers.
     """
-    values = (value,) * 3 if isinstance(value, int) else tuple(int(v) for v in value)
-    if len(values) != 3 or any(v < 1 for v in values):
+    try:
+        given = (value,) * 3 if isinstance(value, int) else tuple(value)
+        values = tuple(int(v) for v in given)
+    except (TypeError, ValueError, OverflowError):
+        given = values = ()
+    if len(values) != 3 or any(v < 1 for v in values) or values != given:
         raise ShapeError(
             f"{name} must be one or three positive integers",
             received=value,

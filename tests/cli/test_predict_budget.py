@@ -62,7 +62,7 @@ def test_what_is_unknown_changed_or_too_large_is_said() -> None:
         "to save memory: one case at a time",
     ]
     config = PreprocessConfig(intensity=CTIntensity())
-    guard = MemoryGuard(ModelLoad(1, 1, 1.0, (1, 1, 1), 2, (0.5,)), PredictSettings(), config, 2**29)
+    guard = MemoryGuard(ModelLoad(1, 1, (1.0,), ((1, 1, 1),), 2, (0.5,)), PredictSettings(), config, 2**29)
     assert len(plan_lines(RunPlan(PredictSettings(), found, 2**29, (), guard), crops=False)) == 1
 
 

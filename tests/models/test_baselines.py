@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +257,16 @@ def test_options_are_copies_and_overrule_the_ways_of_any_preset() -> None:
         config = parse_config(SegmenterConfig, values)
         assert (config.count_rule == "published") is (name == "published")
         assert config.patch_size[0] == (16 if name == "dense_p16" else 8)
+
+
+@pytest.mark.parametrize("base", ["vit_tiny_p8", "fast_tiny_p8", "btcv"])
+def test_rows_stay_different_over_any_preset(base: str) -> None:
+    """`first` and `linear` were one network over a `fast` preset, which has no completion block."""
+    steps = ("sparse", "first", "linear", "fast")
+    settings = [{**preset(base), **baseline_options(name)["model"]} for name in steps]
+    made = [parse_config(SegmenterConfig, values) for values in settings]
+    assert all(one != other for one, other in combinations(made, 2))
+    assert [config.assembly_depth for config in made] == [1, 1, 0, 0]
 
 
 def block_macs(before: int, after: int) -> int:

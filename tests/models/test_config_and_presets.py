@@ -90,6 +90,29 @@ def test_wrong_settings_are_refused_in_one_line(options: dict[str, Any], rule: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"num_keep": (65, 2, 1)}, "num_keep: stage 0 can keep at most the 64 tokens.*received 65"),
+        ({"class_token": False}, "received 64 > 2 > 0 > 0 tokens with keep ratio 0.04"),
+        ({"completion": "nearest"}, "a token must be left after every pruning stage"),
+        ({"block": "eva", "num_heads": 4}, "a token must be left after every pruning stage"),
+    ],
+)
+def test_stages_that_cannot_run_are_refused_at_once(options: dict[str, Any], rule: str) -> None:
+    """Training prepared all cases before torch's own error about no elements came."""
+    published = {"keep_ratio": 0.04, "count_rule": "published"}
+    assert build_segmenter("test_tiny", **published).token_counts() == [64, 2, 0, 0]
+    with pytest.raises(ConfigError, match=rule):
+        build_segmenter("test_tiny", **{**published, **options})
+
+
+@pytest.mark.parametrize("options", [{"pruning_stages": 2}, {"pruning_stages": None}, {"keep_ratio": None}])
+def test_wrong_types_are_refused_as_settings(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"SparseUNETR: {next(iter(options))}"):
+        build_segmenter("test_tiny", **options)
+
+
 def test_wrong_settings_are_value_errors_too() -> None:
     with pytest.raises(ValueError, match="keep ratio"):
         build_segmenter("test_tiny", keep_ratio=0.0)

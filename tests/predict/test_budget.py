@@ -16,6 +16,7 @@ from sparseg.errors import ConfigError, ResourceError
 from sparseg.predict import budget, estimate
 from sparseg.predict.budget import MIN_PAGES, MemoryGuard, apply_plan, choose, limit_gpu, plan_run
 from sparseg.predict.case_size import CaseSize, grids_of, size_of_case
+from sparseg.predict.ensemble import Ensemble
 from sparseg.predict.estimate import (
     Estimate,
     case_seconds,
@@ -40,7 +41,7 @@ from sparseg.preprocessing.pipeline import prepare
 
 MIB = 2**20
 ROI = (16, 16, 16)
-MODEL = ModelLoad(400 * MIB, 100 * MIB, 0.5, ROI, 14, (0.5,))
+MODEL = ModelLoad(400 * MIB, 100 * MIB, (0.5,), (ROI,), 14, (0.5,))
 LARGE = CaseSize((512, 512, 160), (512, 512, 160), (274, 274, 200), 1, 2)
 SETTINGS = PredictSettings(overlap_cases=True)
 
@@ -129,10 +130,11 @@ def test_what_takes_more(change: dict[str, object], grows: str | None) -> None:
 
 def test_several_models_hold_their_mean_beside_the_sums() -> None:
     one = footprint(LARGE, MODEL, SETTINGS)
-    two = footprint(LARGE, replace(MODEL, overlaps=(0.5, 0.5)), SETTINGS)
+    both = replace(MODEL, seconds_per_window=(0.5, 0.5), rois=(ROI, ROI), overlaps=(0.5, 0.5))
+    two = footprint(LARGE, both, SETTINGS)
     sums = 4 * 14 * prod(LARGE.model_shape)
     assert two.windows - one.windows == sums
-    regions = footprint(LARGE, replace(MODEL, overlaps=(0.5, 0.5), regions=True), SETTINGS)
+    regions = footprint(LARGE, replace(both, regions=True), SETTINGS)
     assert regions.windows - one.windows == 2 * sums
 
 
@@ -269,8 +271,11 @@ def test_seconds_and_disk_by_hand() -> None:
     voxels = 32 * 16 * 16
     rest = voxels * (estimate.SECONDS_PER_VOXEL + 14 * estimate.SECONDS_PER_LOGIT)
     assert case_seconds(size, MODEL) == pytest.approx(3 * 0.5 + rest)
-    both = case_seconds(size, replace(MODEL, overlaps=(0.5, 0.0)))
-    assert both == pytest.approx(5 * 0.5 + rest + voxels * 14 * estimate.SECONDS_PER_LOGIT)
+    rois = (ROI, (32, 16, 16))
+    two = replace(MODEL, seconds_per_window=(0.5, 3.0), rois=rois, overlaps=(0.5, 0.0))
+    assert case_seconds(size, two) == pytest.approx(
+        3 * 0.5 + 1 * 3.0 + rest + voxels * 14 * estimate.SECONDS_PER_LOGIT
+    )
     maps = replace(SETTINGS, files=LabelFiles(maps=("probabilities", "uncertainty")))
     assert disk_bytes(size, MODEL, SETTINGS) == int(0.02 * voxels)
     assert disk_bytes(size, MODEL, maps) == int((0.02 + 0.5 * 15) * voxels)
@@ -294,8 +299,22 @@ def test_windows_are_measured(batch_size: int) -> None:
     assert 0 <= found.window_bytes < 2**30
     assert 0 <= found.batch_bytes < 2**30
     assert batch_size > 1 or found.batch_bytes == 0
-    assert 0 < found.seconds_per_window < 60
-    assert (found.roi, found.num_classes, found.overlaps) == (ROI, 3, (0.5,))
+    (seconds,) = found.seconds_per_window
+    assert 0 < seconds < 60
+    assert (found.rois, found.num_classes, found.overlaps) == ((ROI,), 3, (0.5,))
+
+
+def test_each_model_is_measured_with_windows_of_its_own() -> None:
+    """A window of the first would not fit the patches of the second, and say too little of its memory."""
+    nets = [tiny_net(), tiny_net(roi_size=(16, 32, 16), patch_size=16)]
+    members = [Predictor(net, tiny_card(net, foreground_crop=False), PredictSettings()) for net in nets]
+    for one, other in (members, members[::-1]):
+        found = measure_model(Ensemble([one, other]))
+        assert found.rois == (one.card.model.roi_size, other.card.model.roi_size)
+        assert found.roi == (16, 32, 16)
+        assert found.num_windows(LARGE) == tuple(
+            LARGE.num_windows(member.card.model.roi_size, 0.5) for member in (one, other)
+        )
 
 
 def test_each_window_of_a_batch_counts_and_the_batch_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from predict.curves import curve, point, usual
 from predict.threshold_model import save_tiny_model, tiny_card, tiny_net
 from sparseg.checkpoints.folder import read_card, save_model
-from sparseg.errors import CheckpointError, ConfigError
+from sparseg.errors import CheckpointError, ConfigError, ResourceError
 from sparseg.models.build import build_segmenter
 from sparseg.predict import dial as dial_module
 from sparseg.predict.calibration import write_calibration
@@ -124,6 +125,26 @@ def test_a_window_is_timed_after_warming_up(monkeypatch):
     monkeypatch.setattr(dial_module, "time_once", lambda _, window: seen.append(window) or next(times))
     assert time_window(lambda window: window, 2, (8, 4, 4), batch_size=2, device="cpu") == 1.0
     assert {tuple(window.shape) for window in seen} == {(2, 2, 8, 4, 4)}
+
+
+def test_a_window_is_timed_with_as_many_as_fit():
+    seen = []
+
+    def run(windows):
+        seen.append(len(windows))
+        if len(windows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert time_window(run, 1, (4, 4, 4), batch_size=6, device="cpu") > 0
+    assert seen == [6, 3, 1, 1, 1, 1]
+
+    def never(_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(ResourceError, match=r"one window must fit.*--device cpu"):
+        time_window(never, 1, (4, 4, 4), batch_size=2, device="cpu")
+    with pytest.raises(RuntimeError, match="another fault"):
+        time_window(Mock(side_effect=RuntimeError("another fault")), 1, (4, 4, 4), batch_size=2, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,20 @@ class TestAverage:
         assert float(average.module.weight.detach()) == pytest.approx(expected)
         assert average_of(net, 0.0) is None
 
+    def test_indices_are_copied(self) -> None:
+        """In float32 1 - 0.9999 loses digits, so that averages of equal indices came out one less."""
+        net = torch.nn.BatchNorm1d(2)
+        net.register_buffer("index", torch.arange(3000))
+        average = average_of(net, 0.9999)
+        assert average is not None
+        for mean in (1.0, 2.0):
+            net.running_mean.fill_(mean)  # type: ignore[union-attr, operator]
+            net.num_batches_tracked.add_(7)  # type: ignore[union-attr, operator]
+            average.update_parameters(net)
+        assert torch.equal(average.module.index, net.index)
+        assert average.module.num_batches_tracked == 14
+        assert average.module.running_mean.tolist() == pytest.approx([1.0001, 1.0001])
+
     def test_a_resumed_average_is_the_uninterrupted_one(self, dataset: Path, tmp_path: Path) -> None:
         whole, _ = run_toy(dataset, tmp_path / "whole", ema_decay=0.9)
         run_toy(dataset, tmp_path / "part", until=2, ema_decay=0.9)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sparseg.allocator import memory_reused
 from sparseg.benchmark.calibrate_cases import CaseKind, choose_cases, require_same_labels
 from sparseg.benchmark.calibrate_figure import draw_curve
 from sparseg.benchmark.machine import cpu_name
@@ -170,12 +171,13 @@ def time_settings(predictor: Predictor, settings: Sequence[Ratios], *, rounds: i
     ).to(predictor.settings.device)
     runs = [predictor.network(ratios) for ratios in settings]
     seconds: list[list[float]] = [[] for _ in settings]
-    for round_number in range(-_WARMUP, rounds):
-        for step in range(len(settings)):
-            index = (step + round_number) % len(settings)
-            found = time_once(runs[index], window)
-            if round_number >= 0:
-                seconds[index].append(found)
+    with memory_reused():  # as in prediction
+        for round_number in range(-_WARMUP, rounds):
+            for step in range(len(settings)):
+                index = (step + round_number) % len(settings)
+                found = time_once(runs[index], window)
+                if round_number >= 0:
+                    seconds[index].append(found)
     return seconds
 
 

@@ -16,7 +16,10 @@ from sparseg.models.counts import merge_ratio_like
 
 Options = dict[str, dict[str, Any]]
 
-_WAYS = (*PUBLISHED_OPTIONS, "scoring", "pruned_tokens", "completion", "merging", "num_merge", "decoder")
+_WAYS = (
+    *PUBLISHED_OPTIONS,
+    *("scoring", "pruned_tokens", "completion", "assembly_depth", "merging", "num_merge", "decoder"),
+)
 # Our defaults, spelt out: a row must not inherit a way of pruning from the preset it is laid over.
 _OURS = {name: SegmenterConfig.model_fields[name].default for name in _WAYS}
 _DENSE = {**_OURS, "pruning_stages": (), "keep_ratio": 1.0, "num_keep": None}

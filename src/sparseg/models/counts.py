@@ -47,6 +47,29 @@ def token_counts(
     return counts
 
 
+def require_tokens(config: SegmenterConfig, keep_ratios: tuple[float, ...] | None = None) -> None:
+    """Refuse stages that could not run on a window of the model's size.
+
+    Args:
+        config: Settings.
+        keep_ratios: One per stage in place of the model's ratios or counts.
+
+    Raises:
+        ConfigError: see `token_counts`; or no token left, by the published rule, where none can stand in.
+    """
+    counts = token_counts(config, num_tokens(config.grid), keep_ratios)
+    shown = " > ".join(map(str, counts))
+    needed = not config.class_token or config.completion == "nearest" or config.block == "eva"
+    if needed and 0 in counts:
+        raise ConfigError(
+            "a token must be left after every pruning stage, unless there is a class token, block: vit, and "
+            "a completion other than nearest",
+            received=f"{shown} tokens with keep ratio {keep_ratios or config.keep_ratio}",
+            remedy="raise it, or use count_rule: exact, which keeps at least one",
+            where="keep_ratio",
+        )
+
+
 def _merging_counts(config: SegmenterConfig, length: int) -> list[int]:
     """After each block n - r with r given, else n times the keep ratio, as after a pruning stage."""
     counts = [length]

@@ -5,7 +5,7 @@ Without pruning stages it is a dense UNETR.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from sparseg.errors import ShapeError
 from sparseg.layers.block import Block
 from sparseg.models.completion import make_completion
 from sparseg.models.config import SegmenterConfig
+from sparseg.models.counts import require_tokens
 from sparseg.models.decoders import make_decoder
 from sparseg.models.encoder import EncoderOutput, SparseEncoder, grid_map
 from sparseg.models.initial import init_like_vit
@@ -95,12 +96,14 @@ class SparseUNETR(Network):
                 "depth": depth,
                 "num_heads": num_heads,
                 "feature_size": feature_size,
-                "pruning_stages": tuple(pruning_stages),
-                "keep_ratio": keep_ratio if isinstance(keep_ratio, int | float) else tuple(keep_ratio),
+                # Whatever cannot be a tuple is refused by the settings.
+                "pruning_stages": _as_tuple(pruning_stages),
+                "keep_ratio": _as_tuple(keep_ratio),
                 **options,
             },
             where="SparseUNETR",
         )
+        require_tokens(config)
         self.config: SegmenterConfig = config
         self.encoder = SparseEncoder(config)
         self.assembler = make_completion(config) if config.pruning_stages else None
@@ -190,3 +193,7 @@ class SparseUNETR(Network):
         else:
             final = self.assembler([*encoded.stages[:-1], survivors], class_token, grid)
         return final, encoded.skips or [final] * 3
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value

@@ -120,8 +120,8 @@ def plan_run(
     """
     settings = predictor.settings
     sizes = survey(predictor, cases, seconds=None if max_ram is not None else _SURVEY_SECONDS)
-    roi, overlaps = predictor.card.model.roi_size, [member.overlap for member in predictor.members]
-    windows = sum(size.num_windows(roi, overlap) for size in sizes.values() for overlap in overlaps)
+    grids = [(member.card.model.roi_size, member.overlap) for member in predictor.members]
+    windows = sum(size.num_windows(*grid) for size in sizes.values() for grid in grids)
     if max_ram is None and max_vram is None and windows <= _FEW_WINDOWS:
         return RunPlan(settings)
     try:

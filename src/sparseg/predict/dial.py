@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparseg.errors import CheckpointError, ConfigError
+from sparseg.allocator import memory_reused
+from sparseg.errors import CheckpointError, ConfigError, ResourceError
 from sparseg.predict.calibration import Calibration, CurvePoint
 from sparseg.predict.ratios import Ratios
 from sparseg.shapes import Triple
+from sparseg.windows.fallback import is_out_of_memory
 
 # A prediction that just fits would be missed every other time.
 MARGIN = 1.1
@@ -155,17 +157,37 @@ def time_window(
 ) -> float:
     """Seconds per window of a network here and now: one run to warm up, then the median of three.
 
+    Where memory runs out, fewer windows are taken at once, as prediction would.
+
     Args:
         run: `[B, C, *roi]` -> logits.
         channels: C.
         roi: Window edges in voxels.
         batch_size: B.
         device: Where it runs.
+
+    Raises:
+        ResourceError: not even one window fits into memory.
     """
     # Like prepared values; zeros can be faster than any image.
     windows = torch.randn(batch_size, channels, *roi, generator=torch.Generator().manual_seed(0)).to(device)
-    seconds = [time_once(run, windows) for _ in range(1 + _TIMED)]
-    return statistics.median(seconds[1:]) / batch_size
+    while True:
+        try:
+            with memory_reused():  # as in prediction
+                seconds = [time_once(run, windows) for _ in range(1 + _TIMED)]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(windows) == 1:
+                raise ResourceError(
+                    "one window must fit into memory before a deadline can be met",
+                    received=f"out of memory on {device}",
+                    remedy="use --device cpu, or close other programs",
+                    code="out-of-memory",
+                ) from None
+            windows = windows[: len(windows) // 2]
+        else:
+            return statistics.median(seconds[1:]) / len(windows)
 
 
 def time_once(run: Callable[[Tensor], Tensor], windows: Tensor) -> float:

@@ -88,10 +88,11 @@ def peak_bytes(size: CaseSize, model: ModelLoad, settings: PredictSettings, *, o
 
 def case_seconds(size: CaseSize, model: ModelLoad) -> float:
     """Time of a case from file to file, at most: no window is taken to be empty."""
-    windows = sum(size.num_windows(model.roi, overlap) for overlap in model.overlaps)
+    counts = zip(model.num_windows(size), model.seconds_per_window, strict=True)
+    network = sum(windows * seconds for windows, seconds in counts)
     rest = SECONDS_PER_VOXEL * size.num_voxels * size.num_channels
     logits = SECONDS_PER_LOGIT * model.num_classes * prod(size.model_shape) * len(model.overlaps)
-    return windows * model.seconds_per_window + rest + logits
+    return network + rest + logits
 
 
 def disk_bytes(size: CaseSize, model: ModelLoad, settings: PredictSettings) -> int:

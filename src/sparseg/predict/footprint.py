@@ -36,8 +36,8 @@ class ModelLoad:
     Attributes:
         resident_bytes: Memory of the process with the models loaded and no case.
         window_bytes: What each window of a batch takes in the network, on the CPU.
-        seconds_per_window: Time of one window, mirrored images included; mean of the models.
-        roi: Window edges in voxels.
+        seconds_per_window: Time of one window, mirrored images included, for each model.
+        rois: Window edges in voxels, for each model.
         num_classes: K.
         overlaps: Overlap of the windows, for each model.
         label_bytes: Bytes of one id.
@@ -48,14 +48,25 @@ class ModelLoad:
 
     resident_bytes: int
     window_bytes: int
-    seconds_per_window: float
-    roi: Triple
+    seconds_per_window: tuple[float, ...]
+    rois: tuple[Triple, ...]
     num_classes: int
     overlaps: tuple[float, ...]
     label_bytes: int = 1
     regions: bool = False
     standardises: bool = False
     batch_bytes: int = 0
+
+    @property
+    def roi(self) -> Triple:
+        """Largest window along each axis: no model's image, padded to its window, is larger."""
+        h, w, d = (max(edges) for edges in zip(*self.rois, strict=True))
+        return h, w, d
+
+    def num_windows(self, size: CaseSize) -> tuple[int, ...]:
+        """Windows of a case, for each model."""
+        pairs = zip(self.rois, self.overlaps, strict=True)
+        return tuple(size.num_windows(roi, overlap) for roi, overlap in pairs)
 
 
 @dataclass(frozen=True)

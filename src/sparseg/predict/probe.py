@@ -31,8 +31,8 @@ def measure_model(predictor: Predictor) -> ModelLoad:
         resident_bytes=resident,
         window_bytes=each if on_cpu else 0,
         batch_bytes=one - each if on_cpu else 0,
-        seconds_per_window=seconds / count / len(predictor.members),
-        roi=card.model.roi_size,
+        seconds_per_window=tuple(value / count for value in seconds),
+        rois=tuple(member.card.model.roi_size for member in predictor.members),
         num_classes=card.model.num_classes,
         overlaps=tuple(member.overlap for member in predictor.members),
         label_bytes=1 if max(card.labels) < 256 else 2,
@@ -41,15 +41,17 @@ def measure_model(predictor: Predictor) -> ModelLoad:
     )
 
 
-def _run_once(predictor: Predictor, count: int) -> tuple[int, float]:
-    """Highest memory of the process and seconds, of so many windows at once through each model in turn."""
-    model, device = predictor.card.model, torch.device(predictor.settings.device)
-    generator = torch.Generator().manual_seed(0)
-    windows = torch.randn(count, model.in_channels, *model.roi_size, generator=generator)
+def _run_once(predictor: Predictor, count: int) -> tuple[int, list[float]]:
+    """Highest memory of the process, and seconds of so many of its windows at once through each model."""
+    device = torch.device(predictor.settings.device)
+    seconds = []
     meter = PeakMeter()
     with torch.inference_mode(), memory_reused():
-        start = time.perf_counter()
         for member in predictor.members:
+            model, generator = member.card.model, torch.Generator().manual_seed(0)
+            windows = torch.randn(count, model.in_channels, *model.roi_size, generator=generator)
+            start = time.perf_counter()
             # The copy back waits for the device, too.
             member.network(member.keep_ratios)(windows.to(device)).float().cpu()
-        return meter.peak, time.perf_counter() - start
+            seconds.append(time.perf_counter() - start)
+    return meter.peak, seconds

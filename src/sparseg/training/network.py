@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparseg.datasets.dataset import Dataset
 from sparseg.errors import ConfigError
 from sparseg.models.build import build_segmenter
+from sparseg.models.counts import require_tokens
+from sparseg.models.decoders import require_window
 from sparseg.models.initial import draw_by_name
 from sparseg.models.network import Network
 from sparseg.models.segmenter import SparseUNETR
@@ -24,7 +28,8 @@ def make_network(dataset: Dataset, config: TrainConfig) -> Network:
 
     Raises:
         ConfigError: an override that the dataset decides, or an unknown one; a loss on scores that the
-            network's scoring has no use for.
+            network's scoring has no use for; stages that keep too many tokens or none.
+        ShapeError: a window too small for the decoder.
     """
     for name, value in (("in_channels", len(dataset.channels)), ("num_classes", dataset.num_classes)):
         if config.model.get(name, value) != value:
@@ -38,6 +43,9 @@ def make_network(dataset: Dataset, config: TrainConfig) -> Network:
     net = build_segmenter(config.preset, **{**config.model, **sizes})
     require_trainable_scores(net.config, config.selection)
     if isinstance(net, SparseUNETR):
+        for ratio in config.selection.elastic_keep:
+            require_tokens(net.config, (ratio,) * len(net.config.pruning_stages))
+        require_window(net.decoder, net.config.grid)
         draw_by_name(net, config.seed)
     return net
 
@@ -46,8 +54,24 @@ def average_of(net: nn.Module, decay: float) -> AveragedModel | None:
     """Exponential moving average of the weights, None with decay 0 (off)."""
     if decay == 0:
         return None
+    return AveragedModel(net, multi_avg_fn=_average(decay), use_buffers=True)
+
+
+def _average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """Torch's update of averages; what holds no fractions, such as indices, is copied instead."""
     update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+
+    @torch.no_grad()
+    def average(averages: Sequence[Tensor], values: Sequence[Tensor], num_averaged: Tensor | int) -> None:
+        pairs = list(zip(averages, values, strict=True))
+        fractions = [pair for pair in pairs if pair[0].is_floating_point()]
+        if fractions:
+            update([one for one, _ in fractions], [other for _, other in fractions], num_averaged)
+        for one, other in pairs:
+            if not one.is_floating_point():
+                one.copy_(other)
+
+    return average
 
 
 def compile_parts(net: Network, parts: str) -> None:
