@@ -189,6 +189,28 @@ class TestT5NonFinite:
         assert math.isfinite(run.step([batch]))
         assert not same(weights(run), before)
 
+    def test_t5_half_precision_without_a_scaler_skips_it_too(self, dataset: Path, tmp_path: Path) -> None:
+        """Only a loss scaler leaves out such steps by itself, and not every device has one."""
+        run, _ = run_toy(dataset, tmp_path, max_steps=1)
+        run.config = run.config.model_copy(update={"precision": "fp16"})
+        assert run.accelerator.scaler is None
+        before = weights(run)
+        run.plain_net.encoder.norm.weight.register_hook(lambda g: g * float("nan"))
+        assert math.isnan(run.step([next(run._batches())]))
+        assert same(weights(run), before)
+
+    def test_t5_lost_weights_are_not_stored(self, dataset: Path, tmp_path: Path) -> None:
+        run, _ = run_toy(dataset, tmp_path, until=2)
+        stored = {path: path.read_bytes() for path in sorted((tmp_path / FOLDER).iterdir())}
+        with torch.no_grad():
+            run.plain_net.encoder.norm.weight[0] = float("nan")
+        with pytest.raises(NumericsError, match=r"must be finite; received encoder\.norm\.weight"):
+            run._store_state()
+        with pytest.raises(NumericsError):
+            run._validate()
+        assert {path: path.read_bytes() for path in sorted((tmp_path / FOLDER).iterdir())} == stored
+        assert not (tmp_path / "last").exists()
+
     def test_t5_many_in_a_row_stop_the_run(
         self, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -227,8 +227,9 @@ class Run:
             total += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.optimizer.clip_norm)
         mean = mean_over_ranks(self.accelerator, total)
-        # clip_grad_norm_ spreads one NaN over all gradients, so a step on it would lose every weight.
-        if math.isfinite(mean) and (self.config.precision == "fp16" or bool(torch.isfinite(norm))):
+        # clip_grad_norm_ spreads one NaN over all gradients, so a step on it would lose every weight. Loss
+        # scalers leave such a step out.
+        if math.isfinite(mean) and (self.accelerator.scaler is not None or bool(torch.isfinite(norm))):
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update_parameters(self.plain_net)

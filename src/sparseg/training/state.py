@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from sparseg.config import Config
-from sparseg.errors import CheckpointError, VolumeError
+from sparseg.errors import CheckpointError, NumericsError, VolumeError
 from sparseg.training.faults import is_worker_death
 from sparseg.volumes.atomic import write_bytes_atomically
 
@@ -98,7 +100,9 @@ def save_state(run: Path, state: State, *, keep: int = 2) -> None:
 
     Raises:
         CheckpointError: the disk is full or refuses; the states stored before stay.
+        NumericsError: a weight is not finite; the states stored before stay.
     """
+    _require_finite(state.model, run)
     folder = run / FOLDER
     name = f"step_{state.progress.step:08d}"
     content = {"model": state.model, "optimizer": state.optimizer, "scaler": state.scaler, "ema": state.ema}
@@ -156,6 +160,18 @@ def load_state(run: Path) -> State:
         remedy="start the run again",
         code="state-damaged",
     )
+
+
+def _require_finite(weights: Mapping[str, Any], run: Path) -> None:
+    for name, value in weights.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            raise NumericsError(
+                "the weights to store must be finite",
+                received=f"{name} with a value that is not",
+                remedy="start anew with a lower optimizer.lr or in fp32; what was stored before is intact",
+                where=run,
+                code="weights-not-finite",
+            )
 
 
 def _read(record: Path) -> State:

@@ -162,7 +162,7 @@ class PretrainRun:
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.optimizer.clip_norm)
         mean = mean_over_ranks(self.accelerator, loss.detach())
-        if math.isfinite(mean) and (self.config.precision == "fp16" or bool(torch.isfinite(norm))):
+        if math.isfinite(mean) and (self.accelerator.scaler is not None or bool(torch.isfinite(norm))):
             self.optimizer.step()
             return mean
         logger.warning("step %d skipped: loss or gradient is not finite", self.progress.step)
