@@ -54,6 +54,67 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
             parse_variants(str(file))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("half: {train: 3}", "received half: {'train': 3}"),
+        ("half: {train: [a]}", "received half: {'train': ['a']}"),
+        ("half: {model: [1]}", "mappings of settings"),
+        ("half: {preset: [vit_tiny_p8]}", "its preset a name"),
+        ("half:", "received half: None"),
+        ("a: {model: {keep_ratio: 0.5}}\na: {model: {keep_ratio: 0.25}}", "key 'a' stands twice"),
+    ],
+)
+def test_rows_of_another_kind_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "rows.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        parse_variants(f"sparse,{tmp_path / 'rows.yaml'}")
+    assert words in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path / 'rows.yaml'}: ")
+
+
+def test_values_of_another_kind_are_refused_by_the_rows_name() -> None:
+    for train in ({"selection": 3}, {"model": 3}, {"selection": {"score_weight": "much"}}):
+        with pytest.raises(ConfigError, match=r"variant half: (selection|model).*received"):
+            settings_of("half", {"train": train}, BASE)
+    for key in ("selection", "model", "preset"):
+        with pytest.raises(ConfigError, match=f"settings common to all rows: {key}.*received"):
+            plan_of(base={**BASE, key: 3})
+
+
+def test_anchors_and_merge_keys_make_rows(tmp_path: Path) -> None:
+    file = tmp_path / "rows.yaml"
+    file.write_text(
+        "one: {model: &one {keep_ratio: 0.5, depth: 3}}\n"
+        "two: {model: &two {<<: *one, keep_ratio: 0.25}}\n"
+        "three: {model: {<<: [*two, *one], depth: 2}, train: {}}\n"
+    )
+    rows = parse_variants(str(file))
+    assert [row["model"] for row in rows.values() if row] == [
+        {"keep_ratio": 0.5, "depth": 3},
+        {"keep_ratio": 0.25, "depth": 3},
+        {"keep_ratio": 0.25, "depth": 2},
+    ]
+    for ours in (Path(__file__).parents[2] / "recipes" / "variants").glob("*.yaml"):
+        assert parse_variants(str(ours))
+
+
+def test_the_default_preset_named_by_a_row_is_the_recipes(tmp_path: Path) -> None:
+    base: dict[str, Any] = {"model": {"keep_ratio": 0.9, "roi_size": [16, 16, 16]}}
+    definition = {"preset": "vit_tiny_p8", "model": {"mlp_ratio": 2.0}}
+    row = settings_of("mine", definition, base)
+    assert (row.preset, row.model) == ("vit_tiny_p8", {**base["model"], "mlp_ratio": 2.0})
+    # Folders whose row has lost the recipe's model go on with what their runs were trained with.
+    plan = plan_of(base=base, definitions={"mine": definition})
+    lost = plan.variants["mine"].model_copy(update={"model": {"roi_size": [16, 16, 16], "mlp_ratio": 2.0}})
+    create(tmp_path / "out", plan.model_copy(update={"variants": {"mine": lost}}), SPLITS)
+    more = extend(read(tmp_path / "out"), plan_of(base=base, definitions={"mine": definition}, seeds=(2,)))
+    assert more.plan.variants == {"mine": lost}
+    changed = {"mine": {**definition, "model": {"mlp_ratio": 3.0}}}
+    with pytest.raises(ConfigError, match=r"mine: model\.mlp_ratio was 2\.0, now 3\.0"):
+        extend(more, plan_of(base=base, definitions=changed))
+
+
 def test_a_row_differs_from_ours_in_the_named_thing_alone() -> None:
     ours = settings_of("sparse", None, BASE).model_dump()
     mask = settings_of("mask_token", None, BASE).model_dump()

@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
-from sparseg.compare.variants import Definitions, base_model, settings_of
-from sparseg.config import Config, load_yaml, parse_config
+from sparseg.compare.variants import Definitions, base_model, base_preset, settings_of
+from sparseg.config import Config, dump_yaml, load_yaml, parse_config
 from sparseg.datasets.splits import Splits, read_splits, write_splits
 from sparseg.errors import ConfigError
 from sparseg.models.network import parse_network
@@ -29,6 +28,7 @@ from sparseg.volumes.atomic import write_bytes_atomically
 
 FILE, SPLITS, SETTINGS = "compare.yaml", "splits.json", "settings"
 REFERENCE, OURS = "dense_p8", "sparse"
+_ALL_ROWS = "settings common to all rows"
 # With a time limit the steps are as many as fit.
 _ENDLESS = 10_000_000
 
@@ -168,6 +168,7 @@ def make_plan(
     Raises:
         ConfigError: settings that are unknown or do not go together.
     """
+    parse_config(TrainConfig, base, where=_ALL_ROWS)
     base_model(base)
     variants = {
         name: _within(budget, settings_of(name, definition, base)) for name, definition in definitions.items()
@@ -291,10 +292,10 @@ def _store(found: Comparison) -> Comparison:
     for run in found.runs:
         config = found.plan.variants[run.variant].model_copy(update={"seed": run.seed})
         found.settings(run).parent.mkdir(parents=True, exist_ok=True)
-        content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        content = dump_yaml(config.model_dump(mode="json"), sort_keys=False)
         write_bytes_atomically(found.settings(run), content.encode())
     # Last: a folder with a plan is one that can be gone on with.
-    text = yaml.safe_dump(found.plan.model_dump(mode="json"), sort_keys=False)
+    text = dump_yaml(found.plan.model_dump(mode="json"), sort_keys=False)
     write_bytes_atomically(found.folder / FILE, text.encode())
     return found
 
@@ -318,10 +319,10 @@ def _differences(old: Plan, new: Plan) -> list[str]:
     pairs = [
         ("", _common(old), _common(new)),
         # Rows that only one plan has are matched by nothing else.
-        ("settings common to all rows: ", _settled(_base_config(old)), _settled(_base_config(new))),
+        (f"{_ALL_ROWS}: ", _settled(_base_config(old)), _settled(_base_config(new))),
     ]
     pairs += [
-        (f"{name}: ", _settled(config), _settled(new.variants[name]))
+        (f"{name}: ", _settled(config), _settled(_as_it_was(name, old, new)))
         for name, config in old.variants.items()
         if name in new.variants
     ]
@@ -333,13 +334,24 @@ def _differences(old: Plan, new: Plan) -> list[str]:
     ]
 
 
+def _as_it_was(name: str, old: Plan, new: Plan) -> TrainConfig:
+    """A row's settings now, with the network of the folder where only the code reads the row otherwise.
+
+    A row that named the default preset beside a recipe that named none once lost the recipe's model.
+    """
+    now, row = new.variants[name], old.definitions.get(name)
+    named = row is not None and row == new.definitions.get(name) and row.get("preset")
+    was_lost = "preset" not in old.base and named == base_preset(old.base)
+    return now.model_copy(update={"model": old.variants[name].model}) if was_lost else now
+
+
 def _common(plan: Plan) -> dict[str, Any]:
     return _flat(plan.model_dump(mode="json", include={"dataset", "fingerprint", "budget"}))
 
 
 def _base_config(plan: Plan) -> TrainConfig:
     """What a row without settings of its own would have."""
-    return _within(plan.budget, parse_config(TrainConfig, plan.base, where="settings common to all rows"))
+    return _within(plan.budget, parse_config(TrainConfig, plan.base, where=_ALL_ROWS))
 
 
 def _settled(config: TrainConfig) -> dict[str, Any]:

@@ -114,13 +114,19 @@ def settings_of(name: str, definition: Mapping[str, Any] | None, base: Mapping[s
         values = _with_preset(base, name)
     else:
         values = _baseline(name, base)
-    return parse_config(TrainConfig, _without_idle_losses(values), where=f"variant {name}")
+    where = f"variant {name}"
+    parse_config(TrainConfig, values, where=where)  # what is read below is of the right kind
+    return parse_config(TrainConfig, _without_idle_losses(values), where=where)
+
+
+def base_preset(base: Mapping[str, Any]) -> str:
+    """The named model of the common settings."""
+    return str(base.get("preset", TrainConfig.model_fields["preset"].default))
 
 
 def base_model(base: Mapping[str, Any]) -> SegmenterConfig:
     """The network of the common settings, before any row changes it."""
-    preset = base.get("preset", TrainConfig.model_fields["preset"].default)
-    values = {**preset_values(preset), **base.get("model", {})}
+    values = {**preset_values(base_preset(base)), **base.get("model", {})}
     return parse_config(SegmenterConfig, values, where="model")
 
 
@@ -147,7 +153,7 @@ def _baseline(name: str, base: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_file(definition: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     preset = definition.get("preset")
-    values = dict(base) if preset in (None, base.get("preset")) else _with_preset(base, str(preset))
+    values = dict(base) if preset in (None, base_preset(base)) else _with_preset(base, str(preset))
     return merge(merge(values, {"model": definition.get("model") or {}}), definition.get("train") or {})
 
 
@@ -168,16 +174,22 @@ def _without_idle_losses(values: dict[str, Any]) -> dict[str, Any]:
 def _read_file(path: Path) -> Definitions:
     rows = load_yaml(path)
     for name, row in rows.items():
-        known = isinstance(row, dict) and set(row) <= set(_PARTS)
-        if not known or not _NAME.fullmatch(str(name)):
+        if not _is_row(row) or not _NAME.fullmatch(str(name)):
             raise ConfigError(
                 f"a row must read name: {{{', '.join(_PARTS)}}}, each optional, its name of letters, digits "
-                "and _ . + -",
+                "and _ . + -, its preset a name, model and train mappings of settings",
                 received=f"{name}: {row}",
                 remedy="see docs/how-to/compare.md",
                 where=path,
             )
     return {str(name): row for name, row in rows.items()}
+
+
+def _is_row(row: object) -> bool:
+    if not isinstance(row, dict) or not set(row) <= set(_PARTS):
+        return False
+    kinds = {"preset": str, "model": dict, "train": dict}
+    return all(value is None or isinstance(value, kinds[part]) for part, value in row.items())
 
 
 def _require_new(doubled: set[str], where: object) -> None:
