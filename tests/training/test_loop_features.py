@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparseg.checkpoints.folder import load_model
 from sparseg.datasets.facts import CaseFacts
-from sparseg.errors import NumericsError, ResourceError
+from sparseg.errors import ConfigError, NumericsError, ResourceError
 from sparseg.training import log, loop
 from sparseg.training.batches import crop_numbers
 from sparseg.training.data import open_dataset
@@ -193,6 +193,15 @@ class TestStopping:
         assert (received, run.progress.step) == (signal.SIGUSR1, 2)
         assert watcher.dice == []  # no validation, which may take longer than the scheduler waits
         assert read_progress(tmp_path).step == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="a CPU alone")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_cpu_trains_in_fp32_only(dataset: Path, tmp_path: Path, precision: str) -> None:
+    """Gradients of its convolutions in bf16 reach 1e34, and nothing says so."""
+    with pytest.raises(ConfigError, match=f"trained in fp32; received {precision}; --set precision=fp32"):
+        run_toy(dataset, tmp_path / "run", precision=precision)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_signal_counts_once_and_a_later_one_acts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,6 +223,13 @@ def test_a_time_limit_ends_the_run_and_its_schedule(dataset: Path, tmp_path: Pat
     assert read_encoder(tmp_path)[0].steps == run.progress.step
 
 
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="a CPU alone")
+def test_a_cpu_trains_in_fp32_only(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="trained in fp32; received bf16; --set precision=fp32"):
+        run_toy(dataset, tmp_path / "run", precision="bf16")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_dataset_decides_the_number_of_channels(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^model\.in_channels: the dataset decides.*\(1\); received 3"):
         run_toy(dataset, tmp_path / "run", model={"in_channels": 3})

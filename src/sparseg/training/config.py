@@ -113,7 +113,7 @@ class TrainConfig(Config):
         num_folds: Folds that are made where the dataset brings none.
         overlap: Overlap of windows in validation, and by default when the model predicts.
         num_workers: Processes that cut and augment crops beside the training process.
-        precision: fp32, or bf16/fp16 autocast on a device that has it.
+        precision: fp32, or bf16/fp16 autocast on a GPU that has it.
         compile: Parts that torch.compile turns into faster code at the first steps, which then take up to
             minutes: the transformer `blocks`, or `all` (for GPUs; the decoder does not compile on every CPU).
         channels_last: Keep feature maps channels last, which some GPUs convolve faster.

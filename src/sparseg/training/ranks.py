@@ -21,7 +21,7 @@ from accelerate.state import PartialState
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from sparseg.errors import ResourceError
+from sparseg.errors import ConfigError, ResourceError
 
 Result = TypeVar("Result")
 # A process that dies is noticed at once; these are for one that hangs.
@@ -103,9 +103,30 @@ def joined() -> Iterator[None]:
         PartialState().destroy_process_group()
 
 
-def make_accelerator(precision: str) -> Accelerator:
-    """The device of this process, and what wraps network and optimiser for several."""
+def require_precision(precision: str) -> None:
+    """Refuse mixed precision on a CPU, whose convolutions get gradients of any size from it.
+
+    Raises:
+        ConfigError: another precision than fp32, and no other device.
+    """
     join()
+    if precision != "fp32" and PartialState().device.type == "cpu":
+        raise ConfigError(
+            "on a CPU a network must be trained in fp32",
+            received=precision,
+            remedy="--set precision=fp32, or train on a GPU",
+            where="precision",
+            code="cpu-precision",
+        )
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """The device of this process, and what wraps network and optimiser for several.
+
+    Raises:
+        ConfigError: a precision that the device does not train in.
+    """
+    require_precision(precision)
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     if world() == 1:
         return Accelerator(mixed_precision=mixed)

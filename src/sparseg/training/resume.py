@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +77,22 @@ def _require_same_meaning(before: dict[str, Any], dataset: Dataset, where: Path)
             )
 
 
-def _require_same_cases(before: dict[str, str], now: dict[str, str], root: Path) -> None:
+def changes_between(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Name the cases that changed, came or went between two results of `cases_of`; empty without any."""
     differences = {
         "changed": sorted(name for name in before.keys() & now.keys() if before[name] != now[name]),
         "new": sorted(now.keys() - before.keys()),
         "gone": sorted(before.keys() - now.keys()),
     }
-    found = [f"{len(names)} {what}: {some(names)}" for what, names in differences.items() if names]
+    return "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in differences.items() if names)
+
+
+def _require_same_cases(before: dict[str, str], now: dict[str, str], root: Path) -> None:
+    found = changes_between(before, now)
     if found:
         raise DatasetError(
             "a run must go on with the images and labels it was started with",
-            received="; ".join(found),
+            received=found,
             remedy="restore these cases, or train anew in another --out",
             where=root,
             code="resume-cases",

@@ -20,7 +20,7 @@ from sparseg.training.manifest import FILE as MANIFEST
 from sparseg.training.manifest import read_manifest, write_manifest
 from sparseg.training.monitor import Monitor
 from sparseg.training.network import make_network
-from sparseg.training.ranks import in_turns, join, num_restarts
+from sparseg.training.ranks import in_turns, num_restarts, require_precision
 from sparseg.training.resume import require_same_dataset, require_splits
 from sparseg.training.state import FOLDER as STATE
 from sparseg.training.state import has_state
@@ -71,7 +71,7 @@ def train(
         ConfigError: the run folder already holds a run, or one of other classes or channels is resumed.
         DatasetError: a run is resumed with other cases than it was started with, or without its folds.
     """
-    join()
+    require_precision(config.precision)
     require_free(run_folder, resume=resume)
     if resume and has_state(run_folder):
         require_same_dataset(run_folder, dataset, facts)

@@ -55,7 +55,7 @@ class PretrainConfig(Config):
         keep_states: States kept; an older one is used where the newest is damaged.
         max_bad_steps: Steps in a row with a loss or gradient that is not finite before the run gives up.
         num_workers: Processes that cut crops beside the training process.
-        precision: fp32, or bf16/fp16 autocast on a device that has it.
+        precision: fp32, or bf16/fp16 autocast on a GPU that has it.
         seed: Fixes the initial weights, every crop and every mask.
     """
 

@@ -15,7 +15,7 @@ from sparseg.training.data import default_preprocess
 from sparseg.training.log import LOG
 from sparseg.training.pretrain.config import PretrainConfig, segmenter_config
 from sparseg.training.pretrain.loop import PretrainData, PretrainMonitor, PretrainRun
-from sparseg.training.ranks import in_turns, join
+from sparseg.training.ranks import in_turns, require_precision
 from sparseg.training.start import require_free
 from sparseg.training.stopping import Reason
 from sparseg.volumes.atomic import write_bytes_atomically
@@ -54,7 +54,7 @@ def pretrain(
     Raises:
         ConfigError: the run folder already holds a run, or a setting that does not fit the images.
     """
-    join()
+    require_precision(config.precision)
     require_free(run_folder, resume=resume)
     model = segmenter_config(config, len(dataset.channels))  # fails before anything is prepared
     preprocess = config.preprocess or default_preprocess(dataset, facts)
