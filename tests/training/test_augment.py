@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparseg.config import parse_config
+from sparseg.errors import ConfigError
 from sparseg.training.augment import LabelContrast, ThinSlab, augment, make_augmentation
 from sparseg.training.config import AugmentConfig
 
@@ -140,6 +143,28 @@ def test_intensity_changes_leave_the_label(on: dict[str, Any], low: float, high:
     plain, expected = run(5)
     assert torch.equal(label, expected)
     assert low < float((image - plain).abs().max()) <= high
+
+
+AMOUNTS = (
+    *("label_contrast", "class_contrast", "noise", "blur"),
+    *("contrast", "intensity_scale", "intensity_shift"),
+)
+
+
+def test_changes_of_amount_0_change_nothing() -> None:
+    none: dict[str, Any] = {"elastic": 1, "elastic_magnitude": 0, "affine": 1, "rotate_deg": 0, "scale": 0}
+    amounts = dict.fromkeys(AMOUNTS, (1, 0)) | {"blur": (0, 0)}  # blurring begins at a quarter of a voxel
+    image, label = run(3, **none, **amounts)
+    plain, plain_label = run(3)
+    assert torch.equal(label, plain_label)
+    assert torch.allclose(image, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", AMOUNTS)
+@pytest.mark.parametrize("amount", [-1.0, math.inf, math.nan])
+def test_amounts_are_at_least_0(name: str, amount: float) -> None:
+    with pytest.raises(ConfigError, match=name):
+        parse_config(AugmentConfig, {name: (1, amount)})
 
 
 def test_what_lies_outside_stays_outside() -> None:

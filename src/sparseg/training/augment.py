@@ -100,8 +100,9 @@ def make_augmentation(config: AugmentConfig, roi: Triple) -> Compose:
         spatial_size=size,
         rand_size=[max(2, round(edge / config.elastic_spacing_vox) + 1) for edge in size],
         field_mode="trilinear",
-        prob=config.elastic,
-        def_range=2 * config.elastic_magnitude,  # MONAI's unit is half an edge
+        # MONAI draws from no empty range. Left out, it would leave the steps behind it other random numbers.
+        prob=config.elastic if config.elastic_magnitude else 0.0,
+        def_range=2 * config.elastic_magnitude or 1.0,  # MONAI's unit is half an edge
         grid_mode=("bilinear", "nearest"),
         grid_padding_mode="zeros",
         grid_align_corners=True,  # MONAI's grid spans -1 to 1 over voxel centres

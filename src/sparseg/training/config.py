@@ -14,6 +14,7 @@ from sparseg.training.sampling_config import SamplingConfig
 from sparseg.training.selection_config import SelectionConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Axes = tuple[Probability, Probability, Probability]
 
 
@@ -51,13 +52,13 @@ class AugmentConfig(Config):
     elastic: Probability = 0.0
     elastic_spacing_vox: float = Field(default=24.0, gt=0)
     elastic_magnitude: float = Field(default=0.1, ge=0, lt=1)
-    intensity_scale: tuple[Probability, float] = (0.1, 0.1)
-    intensity_shift: tuple[Probability, float] = (0.1, 0.1)
-    label_contrast: tuple[Probability, float] = (0.0, 0.2)
-    class_contrast: tuple[Probability, float] = (0.0, 0.2)
-    contrast: tuple[Probability, float] = (0.1, 0.5)
-    noise: tuple[Probability, float] = (0.1, 0.05)
-    blur: tuple[Probability, float] = (0.1, 1.0)
+    intensity_scale: tuple[Probability, Amount] = (0.1, 0.1)
+    intensity_shift: tuple[Probability, Amount] = (0.1, 0.1)
+    label_contrast: tuple[Probability, Amount] = (0.0, 0.2)
+    class_contrast: tuple[Probability, Amount] = (0.0, 0.2)
+    contrast: tuple[Probability, Amount] = (0.1, 0.5)
+    noise: tuple[Probability, Amount] = (0.1, 0.05)
+    blur: tuple[Probability, Amount] = (0.1, 1.0)
     thin_slab: Probability = 0.0
 
 
