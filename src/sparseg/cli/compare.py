@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import cyclopts
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from sparseg.compare.cases import Cases
-    from sparseg.compare.plan import Budget, Comparison, Plan
+    from sparseg.compare.plan import Budget, Comparison, Plan, Run
     from sparseg.compare.variants import Definitions
 
 
@@ -67,7 +69,7 @@ class Machines:
     collect
         Train nothing: score, measure and report what there is.
     no_speed
-        Leave speeds and memory out, e.g. beside other programs; --collect measures them later.
+        Measure no speeds and no memory, e.g. beside other programs; --collect measures them later.
     device
         Where predictions run and speeds are measured; auto takes a GPU if there is one.
     """
@@ -308,19 +310,14 @@ def _collect(found: Comparison, cases: Cases, machines: Machines) -> int:
     from sparseg.compare.report import PAGE, write_report
     from sparseg.compare.results import make_results
     from sparseg.compare.scores import score_runs
-    from sparseg.compare.speed import measure_speeds
     from sparseg.compare.tables import quality_table, speed_table, unfinished, verdicts
     from sparseg.predict.settings import PredictSettings
 
     device = choose_device(machines.device)
     with progress_bar() as bar:
         scored = score_runs(found, cases, PredictSettings(device=device), ScoreWatcher(bar))
-        speeds = {}
-        if not machines.no_speed:
-            task = bar.add_task("speeds", total=None)
-            speeds = measure_speeds(
-                found, cases, device=device, on_progress=lambda line: bar.update(task, description=line)
-            )
+        broken = [run for run, scores in scored.items() if scores.error is not None]
+        speeds = _speeds(found, cases, None if machines.no_speed else device, broken, bar)
     results = make_results(found, cases, scored, speeds)
     write_report(found, results)
     for title, rows in (("quality", quality_table(results)), ("speed", speed_table(results))):
@@ -329,6 +326,30 @@ def _collect(found: Comparison, cases: Cases, machines: Machines) -> int:
     left = unfinished(results)
     sys.stdout.write("".join(f"{line}\n" for line in [*verdicts(results), *left, str(found.folder / PAGE)]))
     return 1 if left else 0
+
+
+def _speeds(
+    found: Comparison, cases: Cases, device: str | None, broken: Sequence[Run], bar: Progress
+) -> dict[str, Any]:
+    """Speeds measured now, without a device those measured before; a failure is told beside these."""
+    import torch
+
+    from sparseg.compare.speed import measure_speeds, read_speeds
+    from sparseg.errors import SparsegError
+
+    if device is None:
+        return read_speeds(found)
+    task = bar.add_task("speeds", total=None)
+    try:
+        return measure_speeds(
+            found,
+            cases,
+            device=device,
+            broken=broken,
+            on_progress=lambda line: bar.update(task, description=line),
+        )
+    except (SparsegError, torch.OutOfMemoryError) as error:
+        return {**read_speeds(found), "error": str(error).partition("\n")[0]}
 
 
 def _line(command: Sequence[str]) -> str:

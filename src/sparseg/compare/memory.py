@@ -43,7 +43,7 @@ def measure_peak(spec: NetworkSpec, roi: Triple, mode: str) -> int:
         raise SparsegError(
             f"the memory of a pass in {mode} must be measurable",
             received=last[0],
-            remedy="if memory ran out, leave this variant out",
+            remedy="free memory and measure with --collect, or leave speeds out with --no-speed",
             code="compare-memory",
         )
     # Libraries may write lines of their own; ours is the last.

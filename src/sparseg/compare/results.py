@@ -36,7 +36,7 @@ def make_results(
         found: The comparison.
         cases: Its dataset.
         scored: From `score_runs`.
-        speeds: From `measure_speeds`.
+        speeds: From `measure_speeds` or `read_speeds`; `error` tells why nothing could be measured now.
         tolerance_mm: That of the scores.
 
     Returns:
@@ -59,7 +59,8 @@ def make_results(
         "left_out": plan.left_out,
         "versions": {name: version(name) for name in ("sparseg", "torch", "monai")},
         "speed": {
-            key: speeds.get(key) for key in ("machine", "date", "commit", "device", "rounds", "warmup")
+            key: speeds.get(key)
+            for key in ("machine", "date", "commit", "device", "rounds", "warmup", "error")
         },
         "rows": [_row(found, name, scored, speeds) for name in plan.variants],
         "comparisons": [
@@ -80,10 +81,11 @@ def _row(
     states = [read_state(found, run) for run in found.runs if run.variant == name]
     own = {run: scores for run, scores in scored.items() if run.variant == name}
     rows = speeds.get("variants", {})
+    runs = [_run(state, own.get(state.run)) for state in states]
     return {
         "variant": name,
-        "complete": all(state.finished for state in states),
-        "runs": [_run(state, own.get(state.run)) for state in states],
+        "complete": all(run["finished"] for run in runs),
+        "runs": runs,
         "quality": _quality(own.values()),
         "classes": _classes(own.values()),
         "kept": shares([counts for scores in own.values() for counts in scores.kept]),
@@ -94,11 +96,12 @@ def _row(
 def _run(state: RunState, scores: RunScores | None) -> dict[str, Any]:
     means = {key: None if scores is None else _run_mean(scores, key) for key in METRICS}
     errors = [] if scores is None else [one for one in scores.cases if one.error is not None]
+    broken = None if scores is None else scores.error
     return {
         "fold": state.run.fold,
         "seed": state.run.seed,
-        "finished": state.finished,
-        "state": state.describe(),
+        "finished": state.finished and broken is None,
+        "state": state.describe() if broken is None else f"cannot be scored: {broken}",
         "steps": state.step,
         "minutes": round(state.minutes, 3),
         **means,

@@ -14,6 +14,7 @@ from sparseg.compare.plan import Comparison, Run
 from sparseg.crossval.collect import CaseScorer, CaseScores, require_labels
 from sparseg.crossval.status import read_status
 from sparseg.datasets.dataset import Case, Dataset
+from sparseg.errors import SparsegError
 from sparseg.predict.predictor import Predictor
 from sparseg.predict.settings import PredictSettings
 from sparseg.volumes.atomic import write_bytes_atomically
@@ -29,11 +30,13 @@ class RunScores:
         run: Which one.
         cases: Scores of each case.
         kept: Patches kept, case by case; empty where the model prunes nothing.
+        error: Why no case could be scored, or None.
     """
 
     run: Run
     cases: tuple[CaseScores, ...]
     kept: tuple[Counts, ...]
+    error: SparsegError | None = None
 
 
 class ScoreMonitor(Protocol):
@@ -54,7 +57,7 @@ def score_runs(
     *,
     tolerance_mm: float = 2.0,
 ) -> dict[Run, RunScores]:
-    """Score the models at the end of all finished runs.
+    """Score the models at the end of all finished runs; a damaged one stops no other.
 
     Args:
         found: The comparison.
@@ -62,9 +65,6 @@ def score_runs(
         settings: How to run the windows.
         monitor: Watches.
         tolerance_mm: Distance within which NSD counts a surface as right.
-
-    Raises:
-        CheckpointError: a damaged model.
     """
     return {
         run: _score(found, run, cases, settings, monitor, tolerance_mm)
@@ -82,8 +82,11 @@ def _score(
     tolerance_mm: float,
 ) -> RunScores:
     folder = found.predictions(run)
-    predictor = Predictor.from_folder(found.model(run), settings)
-    require_labels(predictor, cases.dataset, found.run_folder(run))
+    try:
+        predictor = Predictor.from_folder(found.model(run), settings)
+        require_labels(predictor, cases.dataset, found.run_folder(run))
+    except SparsegError as error:
+        return RunScores(run, (), (), error)
     chosen = cases.scored(found.splits, run.fold)
     dataset = replace(cases.dataset, training=tuple(case for case, _ in chosen))
     scorer = CaseScorer(folder, dataset, tolerance_mm)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from sparseg.compare.cases import Cases
 from sparseg.compare.macs import count_macs
 from sparseg.compare.memory import measure_peak
 from sparseg.compare.passes import NetworkSpec, Passes
-from sparseg.compare.plan import Comparison
+from sparseg.compare.plan import Comparison, Run
 from sparseg.datasets.dataset import Case
 from sparseg.models.config import SegmenterConfig
 from sparseg.predict.predictor import Predictor
@@ -50,6 +50,7 @@ def measure_speeds(
     *,
     device: str,
     rounds: int = ROUNDS,
+    broken: Collection[Run] = (),
     on_progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
     """Measure all variants, or take what was measured before of the same networks on this kind of device.
@@ -59,6 +60,7 @@ def measure_speeds(
         cases: Its dataset.
         device: Where the networks run.
         rounds: Counted passes of every variant, after one that is not.
+        broken: Runs whose model cannot be used.
         on_progress: Called with a line of text before each pass.
 
     Returns:
@@ -68,10 +70,10 @@ def measure_speeds(
     Raises:
         SparsegError: a memory measurement failed.
     """
-    models = trained_models(found)
+    models = trained_models(found, broken)
     case = cases.scored(found.splits, found.plan.folds[0])[0][0]
     key = _key(found, models, case.name, device, rounds)
-    known = _read(found.folder / FILE)
+    known = read_speeds(found)
     if known.get("key") == key:
         return known
     specs = {name: spec_of(found, cases, name, device) for name in found.plan.variants}
@@ -125,11 +127,11 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> float | None:
     return median(b / a for a, b in pairs) if len(pairs) >= ROUNDS else None
 
 
-def trained_models(found: Comparison) -> dict[str, Path]:
-    """Variant -> model of its first run that has stored one."""
+def trained_models(found: Comparison, broken: Collection[Run] = ()) -> dict[str, Path]:
+    """Variant -> model of its first run that has stored one which can be used."""
     models: dict[str, Path] = {}
     for run in found.runs:
-        if found.model(run).is_dir():
+        if run not in broken and found.model(run).is_dir():
             models.setdefault(run.variant, found.model(run))
     return models
 
@@ -217,10 +219,10 @@ def _key(found: Comparison, models: Mapping[str, Path], case: str, device: str, 
     return hashlib.sha256(json.dumps({**content, "rounds": rounds}, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_speeds(found: Comparison) -> dict[str, Any]:
     """What was measured before; nothing if it cannot be read, which costs only time."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads((found.folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return dict(content) if isinstance(content, dict) else {}

@@ -107,8 +107,9 @@ def notes(results: Row) -> list[str]:
 
 
 def unfinished(results: Row) -> list[str]:
-    """One line for every run or case without a result; those not started are counted."""
-    lines = []
+    """One line for every run or case without a result, and for speeds; runs not started are counted."""
+    error = results.get("speed", {}).get("error")
+    lines = [f"speeds: {error}"] if error else []
     for row in results["rows"]:
         waiting = _not_started(row)
         for run in row["runs"]:
