@@ -277,6 +277,22 @@ def test_a_resumed_run_keeps_its_settings(train, tmp_path, options, word):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_extension_that_would_do_nothing_is_refused(train, tmp_path):
+    run = tmp_path / "run"
+    train(*TINY, "--extend", "3").refused("--extend 3 without --resume", "give --resume too")
+    assert not run.exists()
+    outcome = train("--preset", "test_tiny", "--max-minutes", "0.0001", "--set", "batch_size=1")
+    assert outcome.code == 0, outcome
+    assert outcome.out.startswith("1 steps in ")
+    train("--resume", "--extend", "3").refused(run, "used up its 0.0001 minutes", "larger --max-minutes")
+    train("--resume", "--extend", "3", "--max-steps", "9").refused("exclude each other", "leave one out")
+    outcome = train("--resume", "--max-minutes", "9", "--max-steps", "3")
+    assert outcome.code == 0, outcome
+    outcome = train("--resume", "--max-minutes", "9", "--extend", "1")
+    assert outcome.code == 0, outcome
+    assert outcome.out.startswith("4 steps in ")
+
+
 def test_an_output_that_is_a_file(train, tmp_path):
     (tmp_path / "run").write_text("keep")
     outcome = train(*TINY)

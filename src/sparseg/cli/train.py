@@ -199,6 +199,7 @@ def _order(
     resume: bool,
 ) -> _Order:
     """Read the dataset and settle the settings: those stored, those given, or those planned."""
+    from sparseg.errors import ConfigError
     from sparseg.training import start
 
     given = given_flags(
@@ -209,6 +210,13 @@ def _order(
         seed=origin.seed,
         deterministic=origin.deterministic or None,
     )
+    if length.extend is not None and not resume:
+        raise ConfigError(
+            "--extend makes the schedule of a run that is resumed longer",
+            received=f"--extend {length.extend} without --resume",
+            remedy="give --resume too, or --max-steps for a new run",
+            where="--extend",
+        )
     is_restart = start.is_restart(out)
     start.require_free(out, resume=resume or is_restart)
     if is_restart:
@@ -252,5 +260,30 @@ def _resumed(run: Path, flags: dict[str, Any], others: dict[str, Any], extend: i
             remedy="leave these out, or start a new run",
         )
     stored = stored_config(run).model_dump()
-    longer = {} if extend is None else {"max_steps": stored["max_steps"] + extend}
-    return parse_config(TrainConfig, {**stored, **longer, **flags})
+    if extend is None:
+        return parse_config(TrainConfig, {**stored, **flags})
+    _require_extendable(run, flags, flags.get("max_minutes", stored["max_minutes"]))
+    return parse_config(TrainConfig, {**stored, **flags, "max_steps": stored["max_steps"] + extend})
+
+
+def _require_extendable(run: Path, flags: dict[str, Any], max_minutes: float | None) -> None:
+    """Refuse more steps where something else decides how long the run goes on.
+
+    Raises:
+        ConfigError: --max-steps is given too, or the time limit of the run is used up.
+    """
+    from sparseg.errors import ConfigError
+    from sparseg.training.state import read_progress
+
+    if "max_steps" in flags:
+        raise ConfigError(
+            "--extend and --max-steps exclude each other", received="both", remedy="leave one out"
+        )
+    done = read_progress(run)
+    if done is not None and max_minutes is not None and done.minutes >= max_minutes:
+        raise ConfigError(
+            f"a run that has used up its {max_minutes:g} minutes needs more of them, not only steps",
+            received=f"--extend after {done.minutes:.1f} minutes",
+            remedy="give a larger --max-minutes",
+            where=run,
+        )
