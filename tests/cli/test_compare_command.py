@@ -151,6 +151,19 @@ def test_rows_of_a_list_that_do_not_fit_are_left_out_and_settings_stay(
     assert set(read(tmp_path / "out").plan.variants) == {*again.variants, "stride"}
 
 
+@pytest.mark.slow
+def test_minutes_of_a_recipe_are_the_budget(compare, recipe, tmp_path, monkeypatch):
+    from sparseg.cli import compare as command
+
+    monkeypatch.setattr(command, "_train", lambda *_: signal.SIGTERM)
+    recipe.write_text(yaml.safe_dump({**RECIPE, "max_minutes": 3}))
+    outcome = compare("--recipe", recipe, "--variants", "dense_p8", "--seeds", "1")
+    assert "1 runs of 3 minutes" in outcome.out
+    row = read(tmp_path / "out").plan.variants["dense_p8"]
+    assert row.max_minutes == 3
+    assert row.max_steps > 10**6
+
+
 def test_without_a_recipe_rows_are_built_from_the_papers_kind_of_network(compare, tmp_path, monkeypatch):
     from sparseg.cli import compare as command
 

@@ -9,11 +9,12 @@ import pytest
 
 from compare.conftest import BASE, SPLITS, plan_of
 from sparseg.compare import plan as plans
-from sparseg.compare.plan import Budget, Run, create, extend, read, without
+from sparseg.compare.plan import Budget, Run, budget_of, create, extend, read, without
 from sparseg.compare.variants import LISTS, parse_variants, settings_of
 from sparseg.errors import ConfigError
 from sparseg.models.baselines import BASELINES
 from sparseg.models.presets import PRESETS
+from sparseg.training.config import TrainConfig
 from sparseg.volumes.atomic import write_bytes_atomically
 
 
@@ -166,6 +167,19 @@ def test_the_budget_and_nothing_else_ends_a_run() -> None:
     minutes = plan_of(base=base, budget=Budget(kind="minutes", amount=2)).variants["sparse"]
     assert minutes.max_minutes == 2
     assert minutes.max_steps > 10**6
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text"),
+    [
+        ({}, "1000 steps"),
+        ({"max_steps": 20}, "20 steps"),
+        ({"max_minutes": 3}, "3 minutes"),
+        ({"max_steps": 20, "max_minutes": 3}, "20 steps"),
+    ],
+)
+def test_without_a_budget_that_of_the_recipe_counts(recipe: dict[str, Any], text: str) -> None:
+    assert budget_of(TrainConfig.model_validate({**BASE, **recipe})).describe() == text
 
 
 def test_runs_go_seed_by_seed_and_files_hold_what_the_plan_says(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def _start(out: Path, cases: Cases, matched: Matched, definitions: Definitions) 
 
     base = _base(cases, matched)
     config = parse_config(TrainConfig, base, where=matched.recipe or "")
-    budget = _budget(matched) or plans.Budget(kind="steps", amount=config.max_steps)
+    budget = _budget(matched) or plans.budget_of(config)
     splits = choose_splits(cases.dataset, cases.facts, config, matched.splits)
     seeds, folds = range(matched.seeds or 3), _folds(matched.folds) or (0,)
     wanted = _plan(cases, base, definitions, budget, seeds, folds)

@@ -186,6 +186,13 @@ def make_plan(
     return parse_config(Plan, values, where="compare")
 
 
+def budget_of(config: TrainConfig) -> Budget:
+    """A recipe's own budget: its steps, unless it has minutes and does not say how many steps."""
+    if config.max_minutes is not None and "max_steps" not in config.model_fields_set:
+        return Budget(kind="minutes", amount=config.max_minutes)
+    return Budget(kind="steps", amount=config.max_steps)
+
+
 def without(plan: Plan, left_out: Mapping[str, str]) -> Plan:
     """The plan without variants that cannot be built.
 
