@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparseg.checkpoints.folder import load_model
+from sparseg.checkpoints.folder import load_model, read_card
 from sparseg.datasets.facts import CaseFacts
 from sparseg.errors import ConfigError, NumericsError, ResourceError
 from sparseg.training import log, loop
@@ -148,6 +148,23 @@ class TestStopping:
         watcher = Watcher()
         run, _ = run_toy(dataset, tmp_path, watcher, resume=True, max_steps=4)
         assert (run.progress.step, len(watcher.losses)) == (4, 2)
+
+    @pytest.mark.parametrize(("until", "max_steps", "validated"), [(4, 4, [2, 4]), (5, 3, [2, 4, 5])])
+    def test_a_schedule_made_shorter_ends_where_the_run_stopped(
+        self, dataset: Path, tmp_path: Path, until: int, max_steps: int, validated: list[int]
+    ) -> None:
+        run_toy(dataset, tmp_path, until=until, validate_every=2)
+        for _ in range(2):
+            watcher = Watcher()
+            run_toy(dataset, tmp_path, watcher, resume=True, max_steps=max_steps, validate_every=2)
+            assert watcher.losses == []
+            progress = read_progress(tmp_path)
+            assert progress is not None
+            assert (progress.step, progress.finished) == (until, True)
+            assert [row["step"] for row in rows(tmp_path, "validation")] == validated
+            assert read_card(tmp_path / "last").provenance.steps == until
+        run, _ = run_toy(dataset, tmp_path, resume=True, max_steps=6, validate_every=2)
+        assert run.progress.step == 6
 
     def test_patience(self, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sparseg.training.loop.validate", lambda *_, **__: [0.5, 0.5])

@@ -110,6 +110,7 @@ class Run:
         self.objective = Objective(net.config, config, dataset, data.training, teacher)
         self.selection: list[dict[str, float]] = []  # statistics of this step's batches
         self.progress = Progress()
+        self.is_cut_short = False  # resumed with a schedule that ends where it stopped, or before
         self.reporter: Reporter | None = None
 
     def _prepare(self, net: Network) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -157,6 +158,7 @@ class Run:
             self.accelerator.scaler.load_state_dict(state.scaler)
         # The schedule may have been made longer or shorter meanwhile.
         self.progress = self.progress.within(self._share_done())
+        self.is_cut_short = self.progress.finished and not state.progress.finished
         if self.accelerator.is_main_process:
             log.truncate(self.folder, self.progress.step)
 
@@ -192,6 +194,8 @@ class Run:
 
     def _steps(self, started: float, watch: SignalWatch, until: int | None) -> Reason:
         batches, bad_steps = self._batches(), 0
+        if self.is_cut_short:
+            self._end_here()
         while not self.progress.finished:
             if received := largest_over_ranks(self.accelerator, watch.received or 0):
                 watch.received = received  # it may have come to another process only
@@ -265,6 +269,12 @@ class Run:
             self._store_state()
         elif self.config.checkpoint_every and step % self.config.checkpoint_every == 0:
             self._store_state()
+
+    def _end_here(self) -> None:
+        """Store as finished what was not at its end when it stopped; it may lack only a validation."""
+        if self.progress.step % self.config.validate_every:
+            self._validate()
+        self._store_state()
 
     def _validate(self) -> None:
         net = self.best_weights
