@@ -38,7 +38,7 @@ def test_a_cross_validation_from_start_to_ensemble(cv, sparseg, dataset, tmp_pat
     assert first.code == 0, first
     assert "3 folds of 1 cases" in first.out
     assert {path.name for path in run.iterdir()} == {
-        *("config.yaml", "plan.yaml", "splits.json", "fold_0", "fold_1", "fold_2", "logs"),
+        *("config.yaml", "plan.yaml", "splits.json", "cases.json", "fold_0", "fold_1", "fold_2", "logs"),
         *("predictions", "summary.json", "summary.md"),
     }
     found = read(run)
@@ -130,13 +130,15 @@ def test_folds_that_cannot_be_made_are_refused(cv, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_finished_folds_are_collected_with_the_settings_they_have(cv, tmp_path, classifying):
+def test_finished_folds_are_collected_with_the_settings_they_have(cv, dataset, tmp_path, classifying):
     del classifying
     from sparseg.crossval.folder import create
     from sparseg.datasets.splits import Splits
     from sparseg.training.config import TrainConfig
+    from sparseg.training.data import open_dataset
 
-    found = create(tmp_path / "run", TrainConfig(preset="test_tiny"), Splits((("a",), ("b", "c"))))
+    data = open_dataset(dataset, workers=1)
+    found = create(tmp_path / "run", TrainConfig(preset="test_tiny"), Splits((("a",), ("b", "c"))), *data)
     for fold in found.folds:
         save_fold(found.run(fold), seed=fold)
     outcome = cv("--collect")

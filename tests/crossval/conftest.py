@@ -14,6 +14,7 @@ from sparseg.checkpoints.folder import save_model
 from sparseg.crossval.folder import CrossValidation, create
 from sparseg.datasets.splits import Splits
 from sparseg.training.config import TrainConfig
+from sparseg.training.data import open_dataset
 from sparseg.volumes.nifti_writer import write_image, write_label_map
 from sparseg.volumes.phantoms import make_phantom
 
@@ -63,9 +64,11 @@ def dataset_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> CrossValidation:
+def trained(tmp_path: Path, dataset_folder: Path) -> CrossValidation:
     """Two trained folds of the four cases."""
-    found = create(tmp_path / "cv", TrainConfig(preset="test_tiny", max_steps=2, seed=5), SPLITS)
+    dataset, facts = open_dataset(dataset_folder, workers=1)
+    config = TrainConfig(preset="test_tiny", max_steps=2, seed=5)
+    found = create(tmp_path / "cv", config, SPLITS, dataset, facts)
     for fold in found.folds:
         save_fold(found.run(fold), seed=fold)
     return found

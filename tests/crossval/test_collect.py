@@ -130,9 +130,11 @@ def test_a_fold_that_is_not_finished_is_named(trained):
         require_finished(trained)
 
 
-def test_a_case_of_several_folds_belongs_to_the_first(tmp_path):
+def test_a_case_of_several_folds_belongs_to_the_first(tmp_path, dataset_folder):
     splits = Splits((("b", "a"), ("b", "c")), training=(("c",), ("a",)))
-    assert out_of_fold(create(tmp_path / "cv", TrainConfig(), splits)) == {0: ["a", "b"], 1: ["c"]}
+    assert out_of_fold(
+        create(tmp_path / "cv", TrainConfig(), splits, *open_dataset(dataset_folder, workers=1))
+    ) == {0: ["a", "b"], 1: ["c"]}
 
 
 def test_regions_are_scored_where_there_are_any(dataset_folder):

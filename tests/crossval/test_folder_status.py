@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,17 +26,23 @@ from sparseg.datasets.splits import Splits
 from sparseg.errors import ConfigError, DatasetError
 from sparseg.training import log
 from sparseg.training.config import TrainConfig
+from sparseg.training.data import open_dataset
 from training.toy import run_toy, write_toy_dataset
 
 
-def make_dataset(names, root):
-    cases = tuple(Case(name, (root / name,)) for name in names)
-    return Dataset("toy", ("CT",), {0: "background", 1: "liver"}, cases, (), root)
+def make_data(names, contents=None):
+    """A dataset and what stands for the facts of its cases: hashes."""
+    cases = tuple(Case(name, (Path(name),)) for name in names)
+    facts = [Mock(content_key=(contents or {}).get(name, f"content of {name}")) for name in names]
+    return Dataset("toy", ("CT",), {0: "background", 1: "liver"}, cases, (), Path()), facts
+
+
+DATA = make_data("abcd")
 
 
 def test_settings_and_folds_are_read_back(tmp_path):
     config = TrainConfig(preset="test_tiny", model={"keep_ratio": 0.25}, max_steps=7)
-    made = create(tmp_path / "cv", config, SPLITS, {"plan.yaml": "why"})
+    made = create(tmp_path / "cv", config, SPLITS, *DATA, {"plan.yaml": "why"})
     assert exists(tmp_path / "cv")
     assert read(tmp_path / "cv") == made
     assert (tmp_path / "cv" / "plan.yaml").read_text() == "why"
@@ -45,12 +54,12 @@ def test_a_folder_with_other_files_is_refused_one_with_a_cut_off_start_is_not(tm
     folder.mkdir()
     (folder / "splits.json").write_text("{")
     (folder / "plan.yaml").write_text("old")
-    create(folder, TrainConfig(), SPLITS, {"plan.yaml": "new"})
+    create(folder, TrainConfig(), SPLITS, *DATA, {"plan.yaml": "new"})
     assert read(folder).splits == SPLITS
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(ConfigError, match="empty folder"):
-        create(tmp_path / "mine", TrainConfig(), SPLITS)
+        create(tmp_path / "mine", TrainConfig(), SPLITS, *DATA)
     with pytest.raises(ConfigError, match="start it first"):
         read(tmp_path / "mine")
 
@@ -58,18 +67,18 @@ def test_a_folder_with_other_files_is_refused_one_with_a_cut_off_start_is_not(tm
 def test_a_single_training_is_no_cross_validation(tmp_path):
     """It has settings and folds, too; folds trained into it would stand beside its own model."""
     run = tmp_path / "run"
-    create(run, TrainConfig(), SPLITS)
+    create(run, TrainConfig(), SPLITS, *DATA)
     (run / "manifest.json").write_text("{}")
     assert not exists(run)
     with pytest.raises(ConfigError, match="empty folder; received a single training"):
-        create(run, TrainConfig(), SPLITS)
+        create(run, TrainConfig(), SPLITS, *DATA)
     with pytest.raises(ConfigError, match="received a single training"):
         read(run)
 
 
 def test_going_on_keeps_the_settings(tmp_path):
     config = TrainConfig(preset="test_tiny", model={"keep_ratio": 0.25}, max_steps=7)
-    made = create(tmp_path / "cv", config, SPLITS)
+    made = create(tmp_path / "cv", config, SPLITS, *DATA)
     require_same_settings(made, {}, (), {})
     same = {"model": {"keep_ratio": 0.25}, "fold": 3}
     require_same_settings(made, same, ["optimizer.lr=1e-3"], {"max_steps": 7})
@@ -83,10 +92,28 @@ def test_going_on_keeps_the_settings(tmp_path):
 
 
 def test_going_on_keeps_the_cases(tmp_path):
-    made = create(tmp_path / "cv", TrainConfig(), SPLITS)
-    require_same_cases(made, make_dataset("dcba", tmp_path))
+    made = create(tmp_path / "cv", TrainConfig(), SPLITS, *make_data("abcde"))  # one is in no fold
+    require_same_cases(made, *make_data("edcba"))
+    for names, contents, changes in (
+        ("bcdef", {}, "received 1 new: f; 1 gone: a;"),
+        ("abcde", {"c": "other"}, "received 1 changed: c;"),
+    ):
+        with pytest.raises(DatasetError, match=changes):
+            require_same_cases(made, *make_data(names, contents))
+    dataset, facts = make_data("abcde")
+    with pytest.raises(DatasetError, match="received other channels; other labels;"):
+        require_same_cases(made, replace(dataset, labels={0: "background", 1: "x"}, channels=("MR",)), facts)
+    (made.folder / "cases.json").write_text("{")
+    with pytest.raises(ConfigError, match="must be readable"):
+        require_same_cases(made, dataset, facts)
+
+
+def test_folders_of_earlier_versions_know_names_alone(tmp_path):
+    made = create(tmp_path / "cv", TrainConfig(), SPLITS, *DATA)
+    (made.folder / "cases.json").unlink()
+    require_same_cases(made, *make_data("dcba", {"a": "other"}))
     with pytest.raises(DatasetError, match="1 new: e; 1 gone: a"):
-        require_same_cases(made, make_dataset("bcde", tmp_path))
+        require_same_cases(made, *make_data("bcde"))
 
 
 def test_the_number_of_folds_asked_for_is_the_number_made():
@@ -114,7 +141,8 @@ def test_a_fold_that_patience_ended_is_finished(tmp_path, monkeypatch):
     monkeypatch.setattr("sparseg.training.loop.validate", lambda *_, **__: [0.5, 0.5])
     monkeypatch.setattr(log, "draw", lambda _: None)
     dataset = write_toy_dataset(tmp_path / "data")
-    found = create(tmp_path / "cv", TrainConfig(), Splits((("case0",), ("case1", "case2"))))
+    splits = Splits((("case0",), ("case1", "case2")))
+    found = create(tmp_path / "cv", TrainConfig(), splits, *open_dataset(dataset, workers=1))
     for fold in found.folds:
         run_toy(dataset, found.run(fold), fold=fold, max_steps=9, validate_every=1, patience=1)
         status = read_status(found.run(fold), fold)

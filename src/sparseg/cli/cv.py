@@ -138,7 +138,7 @@ def cv(
     opened, facts = _open(dataset, skip_bad)
     if found is None:
         found = _start(out, opened, facts, settings)
-    folder.require_same_cases(found, opened)
+    folder.require_same_cases(found, opened, facts)
     if machines.slurm is not None or machines.slurm_script is not None:
         return _to_slurm(found, dataset, machines, more)
     code = 0 if machines.collect else _train(found, dataset, machines, more)
@@ -211,7 +211,7 @@ def _start(out: Path, dataset: Dataset, facts: Sequence[CaseFacts], settings: Se
         notes = {"plan.yaml": plan.to_yaml()}
         planned = combine_settings(plan.settings, settings.set_, settings.flags(), where=None)
         config = _for_all(planned)
-    found = folder.create(out, config, splits, notes)
+    found = folder.create(out, config, splits, dataset, facts, notes)
     sys.stdout.write(
         f"{len(found.folds)} folds of {_sizes(found)} cases; settings in {out / folder.CONFIG}\n"
     )

@@ -1,6 +1,7 @@
 """The folder of a cross-validation: settings and folds for all, one training run per fold.
 
 config.yaml  splits.json  plan.yaml     what all folds share
+cases.json                              what the cases and labels were when it was started
 fold_0/ fold_1/ ...                     training runs
 logs/                                   what each training printed
 predictions/                            every case by the model that did not see it
@@ -9,20 +10,24 @@ summary.json  summary.md                the result
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparseg.config import load_yaml, merge, override, parse_config, to_yaml
-from sparseg.datasets.dataset import Dataset, some
+from sparseg.datasets.dataset import Dataset
+from sparseg.datasets.facts import CaseFacts
 from sparseg.datasets.splits import Splits, read_splits, write_splits
 from sparseg.errors import ConfigError, DatasetError
 from sparseg.training.config import TrainConfig
 from sparseg.training.manifest import FILE as MANIFEST
+from sparseg.training.manifest import cases_of, meaning_of
+from sparseg.training.resume import changes_between
 from sparseg.volumes.atomic import write_bytes_atomically
 
-CONFIG, SPLITS = "config.yaml", "splits.json"
+CONFIG, SPLITS, CASES = "config.yaml", "splits.json", "cases.json"
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,12 @@ class CrossValidation:
 
 
 def create(
-    folder: Path, config: TrainConfig, splits: Splits, notes: Mapping[str, str] | None = None
+    folder: Path,
+    config: TrainConfig,
+    splits: Splits,
+    dataset: Dataset,
+    facts: Sequence[CaseFacts],
+    notes: Mapping[str, str] | None = None,
 ) -> CrossValidation:
     """Write settings and folds into a folder.
 
@@ -67,13 +77,15 @@ def create(
         folder: Made here.
         config: Settings of every run.
         splits: The folds.
+        dataset: What is cross-validated.
+        facts: Of its training cases.
         notes: Further text files, name -> content.
 
     Raises:
         ConfigError: the folder holds something else.
     """
     # What a start that was cut off left behind is not in the way.
-    own = {CONFIG, SPLITS, *(notes or {})}
+    own = {CONFIG, SPLITS, CASES, *(notes or {})}
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - own):
         raise ConfigError(
             "a new cross-validation needs an empty folder",
@@ -86,6 +98,8 @@ def create(
     for name, text in (notes or {}).items():
         write_bytes_atomically(folder / name, text.encode())
     write_splits(folder / SPLITS, splits)
+    known = {**meaning_of(dataset), "cases": cases_of(dataset, facts)}
+    write_bytes_atomically(folder / CASES, (json.dumps(known, indent=1, ensure_ascii=False) + "\n").encode())
     # Last: a folder with settings is one that can be gone on with.
     write_bytes_atomically(folder / CONFIG, to_yaml(config).encode())
     return CrossValidation(folder, config, splits)
@@ -152,22 +166,46 @@ def require_same_settings(
         )
 
 
-def require_same_cases(found: CrossValidation, dataset: Dataset) -> None:
-    """Refuse to go on where cases came or went.
+def require_same_cases(found: CrossValidation, dataset: Dataset, facts: Sequence[CaseFacts]) -> None:
+    """Refuse to go on where cases changed, came or went, or where labels or channels mean something else.
 
     Raises:
         DatasetError: names some of them.
     """
-    now, then = {case.name for case in dataset.training}, found.splits.names
-    if now != then:
-        parts = (("new", sorted(now - then)), ("gone", sorted(then - now)))
+    now = cases_of(dataset, facts)
+    known = _known(found)
+    if known is None:  # of earlier versions, which kept the names alone
+        changes = changes_between(dict.fromkeys(found.splits.names, ""), dict.fromkeys(now, ""))
+    else:
+        # As text, since the order of regions is that of the network's outputs.
+        meaning = meaning_of(dataset).items()
+        other = [part for part, value in meaning if json.dumps(known.get(part)) != json.dumps(value)]
+        changes = "; ".join([changes_between(known["cases"], now)] + [f"other {part}" for part in other])
+    if changes.strip("; "):
         raise DatasetError(
             "the cases of a cross-validation must stay the same",
-            received="; ".join(f"{len(names)} {what}: {some(names)}" for what, names in parts if names),
-            remedy="choose another --out for the changed dataset",
+            received=changes.strip("; "),
+            remedy="restore them, or choose another --out for the changed dataset",
             where=dataset.root,
             code="cv-cases",
         )
+
+
+def _known(found: CrossValidation) -> dict[str, Any] | None:
+    path = found.folder / CASES
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {**content, "cases": dict(content["cases"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            "the record of the cases of a cross-validation must be readable",
+            received=str(error),
+            remedy="restore the file, or choose another --out",
+            where=path,
+            code="cv-cases",
+        ) from None
 
 
 def require_folds(splits: Splits, wanted: int | None) -> None:
