@@ -170,6 +170,25 @@ def test_downsampling_takes_the_nearest_voxel(old: int, new: int) -> None:
     assert found.dtype == target.dtype
 
 
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"dice_weight": 0}, "loss.dice_weight: at least one term"),
+        ({"class_weights": (1, 2, 3)}, "loss.class_weights: .*voxel-wise term"),
+        ({"class_weights": "inverse_frequency"}, "loss.class_weights: .*voxel-wise term"),
+    ],
+)
+def test_the_default_for_regions_refuses_settings_that_do_nothing(
+    settings: dict[str, Any], where: str
+) -> None:
+    logits, target = masks()
+    with pytest.raises(ConfigError, match=f"{where}.*set loss.kind=dice_ce"):
+        loss_of(logits, target, regions=True, **settings)
+    config = LossConfig.model_validate(settings | {"kind": "dice_ce"})
+    assert float(make_loss(config, regions=True, num_voxels=(5, 6, 7))(logits, target)) > 0
+    make_loss(LossConfig.model_validate(settings), regions=False, num_voxels=(5, 6, 7))
+
+
 @pytest.mark.parametrize("regions", [False, True])
 def test_deep_supervision_is_the_weighted_mean_of_its_levels(regions: bool) -> None:
     logits, target = masks() if regions else classes()

@@ -243,6 +243,9 @@ def test_regions_train_with_overlapping_masks(tmp_path: Path) -> None:
     assert run.plain_net.config.num_classes == 2
     assert all(math.isfinite(loss) and 0 < loss <= 1.5 for loss in watcher.losses)
     assert read_card(tmp_path / "run" / "last").regions == {"liver": (1, 2), "tumor": (2,)}
+    with pytest.raises(ConfigError, match="which the loss over regions does not have"):
+        run_toy(root, tmp_path / "other", loss={"class_weights": "inverse_frequency"})
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_dataset_decides_the_number_of_classes(dataset: Path, tmp_path: Path) -> None:

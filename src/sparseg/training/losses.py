@@ -37,10 +37,10 @@ def make_loss(
         num_voxels: Voxels of each output in the training cases, for `inverse_frequency`.
 
     Raises:
-        ConfigError: `inverse_frequency` without `num_voxels`; when called: more outputs than deep weights, or
-            another number of class weights than outputs.
+        ConfigError: see `kind_of`; `inverse_frequency` without `num_voxels`; when called: more outputs than
+            deep weights, or another number of class weights than outputs.
     """
-    kind = config.kind or ("dice" if regions else "dice_ce")
+    kind = kind_of(config, regions=regions)
     weights = _class_weights(config, num_voxels)
     dice = _dice(regions=regions, include_background=config.include_background)
     voxelwise = None if kind == "dice" else _voxelwise(kind, weights, config.focal_gamma, regions=regions)
@@ -56,6 +56,34 @@ def make_loss(
             return _weighted(losses, config.deep_weights)
 
     return loss
+
+
+def kind_of(config: LossConfig, *, regions: bool) -> str:
+    """The kind of loss: the one that is set, else the one that fits the outputs.
+
+    Raises:
+        ConfigError: settings of a term that this kind does not have. `LossConfig` refuses them where the kind
+            is set; it does not know of regions.
+    """
+    kind = config.kind or ("dice" if regions else "dice_ce")
+    if kind != "dice":
+        return kind
+    remedy = "set loss.kind=dice_ce"
+    if config.dice_weight == 0:
+        raise ConfigError(
+            "at least one term of the loss must have a weight above 0, and over regions it is dice alone",
+            received=0,
+            remedy=remedy,
+            where="loss.dice_weight",
+        )
+    if config.class_weights != "none":
+        raise ConfigError(
+            "class_weights act on the voxel-wise term, which the loss over regions does not have by itself",
+            received=config.class_weights,
+            remedy=remedy,
+            where="loss.class_weights",
+        )
+    return kind
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[object]:

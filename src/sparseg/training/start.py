@@ -16,6 +16,7 @@ from sparseg.training.augment import margin_size
 from sparseg.training.config import TrainConfig
 from sparseg.training.data import load_training_data
 from sparseg.training.loop import Run
+from sparseg.training.losses import kind_of
 from sparseg.training.manifest import FILE as MANIFEST
 from sparseg.training.manifest import read_manifest, write_manifest
 from sparseg.training.monitor import Monitor
@@ -77,7 +78,9 @@ def train(
         require_same_dataset(run_folder, dataset, facts)
         splits = run_folder / SPLITS
         require_splits(splits, dataset.training)
-    net = make_network(dataset, config)  # a wrong setting fails here, before anything is prepared
+    # A wrong setting fails here, before anything is prepared.
+    net = make_network(dataset, config)
+    kind_of(config.loss, regions=bool(dataset.regions))
     data = in_turns(
         partial(
             load_training_data,
