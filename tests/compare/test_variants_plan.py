@@ -240,6 +240,20 @@ def test_rows_added_later_have_the_settings_of_those_that_are_there(tmp_path: Pa
     assert extend(more, plan_of("sparse,dense_p8", base=start)).plan == more.plan
 
 
+def test_defaults_that_earlier_code_spelt_out_are_no_other_settings(tmp_path: Path) -> None:
+    plan = plan_of("sparse,peer_segresnet_tiny")
+    off = {"score_weight": 0.0, "score_target": "boundary"}
+    rows = {
+        name: row.model_copy(update={"selection": row.selection.model_copy(update=off)})
+        for name, row in plan.variants.items()
+    }
+    create(tmp_path / "out", plan.model_copy(update={"variants": rows}), SPLITS)
+    more = extend(read(tmp_path / "out"), plan_of("sparse,peer_segresnet_tiny,random"))
+    assert list(more.plan.variants) == ["sparse", "peer_segresnet_tiny", "random"]
+    with pytest.raises(ConfigError, match=r"all rows: selection\.score_weight was 0\.0, now 1\.0"):
+        extend(more, plan_of("stride", base={**BASE, "selection": {"score_weight": 1.0}}))
+
+
 def test_a_start_that_was_cut_off_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan is written last, after the settings of all runs."""
 

@@ -21,6 +21,7 @@ from sparseg.compare.variants import Definitions, base_model, base_preset, setti
 from sparseg.config import Config, dump_yaml, load_yaml, parse_config
 from sparseg.datasets.splits import Splits, read_splits, write_splits
 from sparseg.errors import ConfigError
+from sparseg.models.config import SegmenterConfig
 from sparseg.models.network import parse_network
 from sparseg.models.presets import preset
 from sparseg.training.config import TrainConfig
@@ -364,7 +365,11 @@ def _base_config(plan: Plan) -> TrainConfig:
 def _settled(config: TrainConfig) -> dict[str, Any]:
     """All settings and those of the network they make: a default that is spelt out is no other setting."""
     network = parse_network({**preset(config.preset), **config.model}, where="model")
-    return _flat(config.model_dump(mode="json") | {"model": network.model_dump(mode="json")})
+    scoring = network.scoring if isinstance(network, SegmenterConfig) else "predictor"
+    parts = {"model": network, "selection": config.selection.for_scoring(scoring)}
+    return _flat(
+        config.model_dump(mode="json") | {name: part.model_dump(mode="json") for name, part in parts.items()}
+    )
 
 
 def _flat(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
