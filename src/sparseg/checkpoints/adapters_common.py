@@ -49,7 +49,8 @@ def read_foreign_state(path: Path) -> dict[str, Tensor]:
     except (UnpicklingError, EOFError, RuntimeError) as error:
         raise CheckpointError(
             "a foreign checkpoint must be readable as plain tensors",
-            received=str(error).partition("\n")[0],
+            # Torch goes on to advise loading code with the weights.
+            received=str(error).partition("\n")[0].partition(" Re-running")[0],
             remedy="save its `state_dict()` alone with torch.save",
             where=path,
         ) from None
