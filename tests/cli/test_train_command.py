@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 
 import nibabel as nib
@@ -275,6 +276,20 @@ def test_a_start_that_was_cut_off_is_not_in_the_way(train, tmp_path, left):
 def test_a_resumed_run_keeps_its_settings(train, tmp_path, options, word):
     train("--resume", *options).refused("keeps its settings", word, "start a new run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_to_go_on_with_can_be_pasted(train, sparseg, dataset, tmp_path):
+    data = dataset.rename(tmp_path / "my data")
+    cut_image(data)
+    out, cache = tmp_path / "run 1", tmp_path / "a cache"
+    outcome = train(*TINY, "--until", "1", "--skip-bad", "--cache", cache, data=data, out=out)
+    assert outcome.code == 0, outcome
+    command = shlex.split(outcome.out.rpartition("go on with: ")[2])
+    assert command[:5] == ["sparseg", "train", str(data), "--out", str(out)]
+    assert {"--skip-bad", "--cache", str(cache)} <= set(command)
+    outcome = sparseg(*command[1:])
+    assert outcome.code == 0, outcome
+    assert outcome.out.startswith("2 steps in ")
 
 
 def test_an_extension_that_would_do_nothing_is_refused(train, tmp_path):

@@ -151,9 +151,17 @@ def train(
             on_size=watcher.on_size,
             on_case=watcher.on_prepared,
         )
-    return finish(
-        run, reason, received, f"{ranks.launch_command()}sparseg train {dataset} --out {out} --resume"
-    )
+    return finish(run, reason, received, ranks.launch_command() + _resumption(dataset, out, data))
+
+
+def _resumption(dataset: Path, out: Path, data: Data) -> str:
+    """The command line that goes on with a run."""
+    import shlex
+
+    command = ["sparseg", "train", str(dataset), "--out", str(out), "--resume"]
+    command += ["--cache", str(data.cache)] if data.cache else []
+    command += ["--skip-bad"] if data.skip_bad else []
+    return shlex.join(command)
 
 
 def finish(run: Run, reason: Reason, received: int | None, command: str) -> int:
