@@ -71,6 +71,7 @@ def pretrain(
     from sparseg.cli.live import Watcher
     from sparseg.cli.output import progress_bar
     from sparseg.cli.settings import given_flags
+    from sparseg.cli.train import resumption
     from sparseg.training import ranks
     from sparseg.training.pretrain import start
 
@@ -95,7 +96,7 @@ def pretrain(
             on_size=watcher.on_size,
             on_case=watcher.on_prepared,
         )
-    command = f"{ranks.launch_command()}sparseg pretrain {dataset} --out {out} --resume"
+    command = resumption(dataset, out, cache, skip_bad=skip_bad, command="pretrain")
     return _finish(run, reason.value, received, command)
 
 

@@ -82,7 +82,7 @@ def sparsify(
     from sparseg.allocator import keep_freed_memory
     from sparseg.cli.live import Watcher
     from sparseg.cli.output import progress_bar
-    from sparseg.cli.train import finish
+    from sparseg.cli.train import finish, resumption
     from sparseg.training import ranks, start
 
     keep_freed_memory()
@@ -110,8 +110,7 @@ def sparsify(
     if run.accelerator.is_main_process:
         tokens = " > ".join(map(str, run.plain_net.token_counts()))
         sys.stdout.write(f"tokens per window of {'x'.join(map(str, run.model_config.roi_size))}: {tokens}\n")
-    command = f"{ranks.launch_command()}sparseg train {dataset} --out {out} --resume"
-    return finish(run, reason, received, command)
+    return finish(run, reason, received, resumption(dataset, out, skip_bad=skip_bad))
 
 
 def _run_of(model: Path) -> Path | None:

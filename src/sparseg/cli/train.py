@@ -151,17 +151,21 @@ def train(
             on_size=watcher.on_size,
             on_case=watcher.on_prepared,
         )
-    return finish(run, reason, received, ranks.launch_command() + _resumption(dataset, out, data))
+    return finish(run, reason, received, resumption(dataset, out, data.cache, skip_bad=data.skip_bad))
 
 
-def _resumption(dataset: Path, out: Path, data: Data) -> str:
-    """The command line that goes on with a run."""
+def resumption(
+    dataset: Path, out: Path, cache: Path | None = None, *, skip_bad: bool = False, command: str = "train"
+) -> str:
+    """Return the command line that goes on with a run."""
     import shlex
 
-    command = ["sparseg", "train", str(dataset), "--out", str(out), "--resume"]
-    command += ["--cache", str(data.cache)] if data.cache else []
-    command += ["--skip-bad"] if data.skip_bad else []
-    return shlex.join(command)
+    from sparseg.training import ranks
+
+    words = ["sparseg", command, str(dataset), "--out", str(out), "--resume"]
+    words += ["--cache", str(cache)] if cache else []
+    words += ["--skip-bad"] if skip_bad else []
+    return ranks.launch_command() + shlex.join(words)
 
 
 def finish(run: Run, reason: Reason, received: int | None, command: str) -> int:
