@@ -72,6 +72,14 @@ def test_round_trip_is_bit_equal(stored: tuple[Path, SparseUNETR]) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted([CARD, WEIGHTS])
 
 
+def test_weights_are_as_readable_as_the_card(stored: tuple[Path, SparseUNETR]) -> None:
+    """Safetensors lets their owner alone read them, which keeps models from being shared in a group."""
+    folder, _ = stored
+    modes = {(folder / name).stat().st_mode & 0o777 for name in (CARD, WEIGHTS)}
+    assert len(modes) == 1
+    assert modes != {0o600}
+
+
 def test_card_comes_back_with_the_hash_of_the_weights(stored: tuple[Path, SparseUNETR]) -> None:
     folder, net = stored
     found = read_card(folder)

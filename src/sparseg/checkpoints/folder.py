@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import torch
@@ -55,6 +56,8 @@ def save_model(folder: Path, net: nn.Module, card: ModelCard, *, dtype: torch.dt
         ) from None
     card = card.model_copy(update={"weights_sha256": _sha256(fresh / WEIGHTS)})
     (fresh / CARD).write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+    # Safetensors makes a file that only its owner can read; models are shared.
+    (fresh / WEIGHTS).chmod(stat.S_IMODE((fresh / CARD).stat().st_mode))
     for file in (fresh / WEIGHTS, fresh / CARD):
         _flush(file)
     # A folder cannot be replaced in one step; between the two renames the old one is found under its side
