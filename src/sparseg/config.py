@@ -50,7 +50,11 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: not YAML, more than plain values, or a key given twice.
     """
-    return yaml.load(text, Loader=_Loader)
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def dump_yaml(value: Any, **options: Any) -> str:
