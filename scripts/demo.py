@@ -29,7 +29,9 @@ def main() -> None:
     sparseg("evaluate", "--pred", PREDICTIONS, "--ref", references, "--labels", DATASET, "--out", metrics)
     check_grid()
     draw()
-    sparseg("bench", "model", "--preset", "vit_tiny_p8", "--modes", "inference", "--json", OUT / "bench.json")
+    rivals = ("--variants", "sparse", "fast", "dense_p8", "dense_p16_monai")
+    bench = ("--preset", "vit_tiny_p8", "--modes", "inference", "--json", OUT / "bench.json")
+    sparseg("bench", "model", *bench, *rivals)
     say(quality_line(metrics))
     shutil.rmtree(RUN, ignore_errors=True)
     recipe = "recipes/sample_ct.yaml"
@@ -38,6 +40,7 @@ def main() -> None:
         f"\nDone in {time.monotonic() - began:.0f} s. Look at:\n"
         f"  {PREDICTIONS / 'ct_c.nii.gz'}  labels on the grid of the DICOM series\n"
         f"  {OUT / 'overview.png'}  the same as a picture, beside the reference\n"
+        f"  {OUT / 'tokens.png'}  the patches that the transformer saw\n"
         f"  {metrics}, {OUT / 'bench.json'}, {RUN / 'progress.png'}\n"
         f"  {OUT / 'check/check.html'}, {OUT / 'plan.yaml'}  what the dataset holds and suggests"
     )
@@ -59,9 +62,11 @@ def check_grid() -> None:
 
 
 def draw() -> None:
-    """Picture of prediction beside reference."""
+    """Picture of prediction beside reference, and of the patches kept (yellow)."""
     from sparseg.datasets.read import read_dataset
     from sparseg.viewer.overview import draw_overview
+    from sparseg.viewer.report_pictures import draw_case
+    from sparseg.viewer.report_volumes import read_previews
     from sparseg.volumes.io import read_labels, read_volume
 
     columns = {
@@ -71,6 +76,12 @@ def draw() -> None:
     image = read_volume(DATASET / "imagesTs" / "ct_c")
     names = read_dataset(DATASET).labels
     draw_overview(OUT / "overview.png", image, columns, names, window=(-160, 240))
+    files = {
+        kind: PREDICTIONS / "report" / "ct_c" / f"{kind}.nii.gz" for kind in ("image", "labels", "tokens")
+    }
+    previews, _ = read_previews(files)
+    pictures, _ = draw_case(previews, {}, num_stages=1)
+    (OUT / "tokens.png").write_bytes(pictures["tokens"][0].png)
 
 
 def quality_line(metrics: Path) -> str:
@@ -78,8 +89,8 @@ def quality_line(metrics: Path) -> str:
     liver = next(row for row in json.loads(metrics.read_text())["classes"] if row["name"] == "liver")
     return (
         "The table above times untrained networks of the vit_tiny_p8 size. The sample model, a smaller\n"
-        f"sparse one, has liver Dice {liver['dice']:.3f} on this patient, who was not trained on (silver\n"
-        "labels)."
+        f"one of the fast kind, has liver Dice {liver['dice']:.3f} on this patient, who was not trained\n"
+        "on (silver labels)."
     )
 
 
